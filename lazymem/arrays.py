@@ -1,0 +1,581 @@
+"""How are lazy arrays made, and what can be asked of them? The door."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+import lazymem.core.fork  # noqa: F401  what a forked child finds
+from lazymem import system
+from lazymem.core import inline, threads, uffd
+from lazymem.core import lazyarray as core
+from lazymem.core.memory import region_owner, set_memory_limit
+from lazymem.core.source import FileSource, FunctionSource, MemorySource, NativeSource
+from lazymem.formats import npy
+from lazymem.formats.layout import Layout, count, dtype_of, order_of, shape_of
+from lazymem.handle import Recipe, Region
+from lazymem.lazyarray import LazyArray
+from lazymem.options import Options, mode_of, read_options
+from lazymem.providers.cfunction import CFunction
+from lazymem.recipes import check_stamp
+from lazymem.sigowner import own_sigbus
+from lazymem.stats import Stats
+
+NATIVE_BLOCK_NBYTES = 64 << 10
+
+_limit_nbytes = 0
+
+
+def _limit_memory() -> None:
+    global _limit_nbytes
+    if not _limit_nbytes:
+        _limit_nbytes = int(system.memory_nbytes() * system.SHARE)
+        set_memory_limit(_limit_nbytes)
+        core.largest_export_nbytes = _limit_nbytes // 4
+
+
+def kernel_faults_allowed() -> bool:
+    """May this process take the faults of system calls? (root, /dev/userfaultfd, vm.unprivileged_userfaultfd)"""
+    return any(error == 0 for _, error, _ in uffd.probe()[:2])
+
+
+def _descriptor(options: Options) -> tuple[int, int, bool]:
+    """The userfaultfd for an array, its delivery's number, and whether system calls wait for its pages."""
+    delivery = options.delivery
+    if delivery == "auto":
+        delivery = "threads" if kernel_faults_allowed() else "inline"
+    try:
+        fd, privilege = threads.descriptor(options.threads) if delivery == "threads" else inline.descriptor()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"userfaultfd is not to be had here ({os.strerror(error.errno or 0)}); `python -m lazymem doctor` says what would allow it",
+        ) from error
+    if delivery == "inline" and inline.blocks_sigbus():
+        raise RuntimeError(
+            "delivery='inline' on a thread that blocks SIGBUS: a touch here would end the process. "
+            "Unblock it (signal.pthread_sigmask), or use delivery='threads'"
+        )
+    kernel_faults = delivery == "threads" and privilege == 2
+    if kernel_faults:
+        core.kernel_fault_fds.add(fd)
+    return fd, (0 if delivery == "threads" else 1), kernel_faults
+
+
+def _make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | str) -> Region:
+    fd, delivery, kernel_faults = _descriptor(options)
+    own_sigbus()
+    _limit_memory()
+    region = Region(
+        source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries
+    )
+    region.mode = mode
+    region.kernel_faults = kernel_faults
+    region.threads = options.threads
+    region.recipe = recipe
+    region.filename = None
+    region.offset = 0
+    return region
+
+
+def _make_array(region: Region, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, offset: int = 0) -> LazyArray:
+    """Lay an array over a region. The root is a plain array of all its bytes, the base of every other."""
+    root = np.ndarray((region.nbytes,), "u1", region)
+    array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, order)
+    region.remember(root, array)
+    del root
+    region.calibrate()
+    return array
+
+
+def _constructor_options(given: dict[str, Any]) -> Options:
+    return read_options(given, NATIVE_BLOCK_NBYTES)
+
+
+def _open_file(file: Any, what: str) -> tuple[int, str, str | None]:
+    """A descriptor of our own, a name for messages, and the path if there is one."""
+    if isinstance(file, (str, bytes, os.PathLike)):
+        path = os.path.expanduser(os.fsdecode(os.fspath(file)))
+        if "://" in path:
+            raise ValueError(f"{path!r}: {what} reads local files; this version has no source for URLs")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise type(error)(error.errno, f"{what}: {os.strerror(error.errno or 0)}", path) from None
+        name = os.path.basename(path)
+        path = os.path.abspath(path)
+    else:
+        try:
+            number = file.fileno()
+        except (AttributeError, io.UnsupportedOperation):
+            raise TypeError(
+                f"{what}({file!r}): give a path or an open file with a descriptor; bytes in memory go through lazymem.from_provider"
+            ) from None
+        fd = os.dup(number)
+        os.set_inheritable(fd, False)
+        given = getattr(file, "name", None)
+        name = os.path.basename(os.fsdecode(given)) if isinstance(given, (str, bytes)) else f"descriptor {number}"
+        path = os.path.abspath(os.fsdecode(given)) if isinstance(given, (str, bytes)) else None
+        if path is not None:
+            try:
+                here = os.stat(path)
+                if not os.path.samestat(here, os.fstat(fd)):
+                    path = None
+            except OSError:
+                path = None
+    try:
+        _check_regular(fd, name, what)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, name, path
+
+
+def _check_regular(fd: int, name: str, what: str) -> None:
+    import fcntl
+    import stat
+
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(21, f"{what}: a directory, not a file", name)
+    if not stat.S_ISREG(kind):
+        raise ValueError(f"{what}({name!r}): not a regular file, so its bytes have no places to be fetched from")
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+        raise ValueError(f"{what}({name!r}): opened for writing only")
+
+
+def _file_array(
+    fd: int, name: str, path: str | None, layout: Layout, mode: str, options: Options, given: dict[str, Any]
+) -> LazyArray:
+    """An array over part of a file; the descriptor is used up, whatever happens."""
+    try:
+        source = FileSource(fd, layout.start, layout.nbytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    recipe: Recipe | str = "it was opened from a descriptor whose path is not known"
+    if path is not None:
+        recipe = Recipe(path, layout.start, layout.nbytes, source.stamp, mode, given)
+    region = _make_region(source, mode, options, name, recipe)
+    region.filename = path
+    region.offset = layout.start
+    return _make_array(region, layout.dtype, layout.shape, layout.order)
+
+
+def open(
+    file: Any, mode: str = "r", *, dtype: Any = None, shape: Any = None, offset: int = 0, order: str = "C", **options: Any
+) -> LazyArray:
+    """Open an array file; nothing is read but its header.
+
+    Parameters
+    ----------
+    file : str, bytes, os.PathLike, or open file
+        A `.npy` file, by name or by its first bytes; or, with `dtype`, a file of raw elements. `~` is expanded. An open file
+        may be closed afterwards.
+    mode : {"r", "c"}
+        "r": read-only, also to C code. "c": private copy-on-write, changes are written nowhere. numpy's long names too.
+    dtype, shape, offset, order
+        Of a raw file, as `lazymem.memmap` takes them. A `.npy` file says its own.
+    **options
+        block_nbytes (int, or text such as "64 KiB"; default 64 KiB), delivery ("auto", "threads", "inline"), threads, timeout
+        (s), retries.
+
+    Returns
+    -------
+    LazyArray
+        Of the file's shape and dtype.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError, OSError
+        The file cannot be opened, or userfaultfd cannot be had.
+    ValueError
+        No array file that is known, a damaged one, one that is shorter than its header says.
+    TypeError
+        Elements that are Python objects; an unknown option.
+    NotImplementedError
+        mode "r+" or "w+".
+
+    Notes
+    -----
+    Blocks: to read the header. GIL: kept, and released when blocks are fetched. The file must not change afterwards: a block fetched from a
+    changed file is a PageError.
+
+    Examples
+    --------
+    >>> import lazymem as lm, numpy as np, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.npy")
+    >>> np.save(path, np.arange(10.0))
+    >>> a = lm.open(path)
+    >>> float(a[3])
+    3.0
+    """
+    read = _constructor_options(options)
+    mode = mode_of(mode)
+    fd, name, path = _open_file(file, "lazymem.open")
+    try:
+        head = os.pread(fd, len(npy.MAGIC), 0)
+        if dtype is None and (name.endswith(npy.SUFFIX) or head == npy.MAGIC):
+            if shape is not None or offset or order != "C":
+                raise ValueError(f"{name}: a .npy file says its own shape, offset and order; pass dtype too to read it as raw bytes")
+            layout = npy.read_layout(fd, os.fstat(fd).st_size, name)
+        elif dtype is None:
+            raise ValueError(
+                f"{name}: cannot tell what it holds: known are {npy.SUFFIX} files. For raw elements pass dtype= "
+                "(and shape=, offset=), or use lazymem.memmap"
+            )
+        else:
+            layout = _raw_layout(fd, name, dtype, shape, offset, order)
+    except BaseException:
+        os.close(fd)
+        raise
+    return _file_array(fd, name, path, layout, mode, read, options)
+
+
+def memmap(
+    filename: Any, dtype: Any = "u1", mode: str = "r", offset: int = 0, shape: Any = None, order: str = "C", **options: Any
+) -> LazyArray:
+    """numpy.memmap's arguments, for a lazy array; the mode defaults to "r".
+
+    Parameters
+    ----------
+    filename : str, bytes, os.PathLike, or open file
+    dtype : dtype
+    mode : {"r", "c"}, or numpy's long names
+    offset : int, bytes
+        Of the first element; any, aligned to nothing.
+    shape : int, sequence of int, or None
+        None: as many elements as the file holds. One length may be -1.
+    order : {"C", "F"}
+    **options
+        As `lazymem.open` takes them.
+
+    Returns
+    -------
+    LazyArray
+
+    Raises
+    ------
+    As `lazymem.open`; ValueError for an offset past the end, a shape the file is too short for, elements that do not fill it.
+
+    Notes
+    -----
+    Blocks: to open the file. GIL: kept.
+    """
+    read = _constructor_options(options)
+    mode = mode_of(mode)
+    fd, name, path = _open_file(filename, "lazymem.memmap")
+    try:
+        layout = _raw_layout(fd, name, dtype, shape, offset, order)
+    except BaseException:
+        os.close(fd)
+        raise
+    return _file_array(fd, name, path, layout, mode, read, options)
+
+
+def _raw_layout(fd: int, name: str, dtype: Any, shape: Any, offset: Any, order: Any) -> Layout:
+    kind = dtype_of(dtype)
+    size = os.fstat(fd).st_size
+    start = _offset_of(offset, size, name)
+    return Layout(start, kind, shape_of(shape, kind, size - start, name), order_of(order))
+
+
+def _offset_of(offset: Any, available_nbytes: int, name: str) -> int:
+    if isinstance(offset, bool) or not hasattr(offset, "__index__"):
+        raise TypeError(f"offset={offset!r}: give a number of bytes")
+    start = int(offset.__index__())
+    if not 0 <= start <= available_nbytes:
+        raise ValueError(f"offset={offset!r}: {name} has {available_nbytes} bytes")
+    return start
+
+
+def from_provider(
+    provider: Any, shape: Any = None, dtype: Any = "u1", *, offset: int = 0, order: str = "C", mode: str = "r", **options: Any
+) -> LazyArray:
+    """Lay an array over what gives bytes natively: a C function, or memory.
+
+    Parameters
+    ----------
+    provider : CFunction, or an object with a contiguous buffer
+        Memory is copied block by block, when it is touched; what changes there afterwards is seen by blocks fetched later.
+    shape : int, sequence of int, or None
+        None: all its bytes, 1-D. One length may be -1.
+    dtype : dtype
+    offset : int, bytes
+        Of the first element.
+    order : {"C", "F"}
+    mode : {"r", "c"}
+    **options
+        As `lazymem.open` takes them.
+
+    Returns
+    -------
+    LazyArray
+
+    Raises
+    ------
+    TypeError
+        No provider; a dtype of objects; an unknown option.
+    ValueError
+        The shape asks for more than there is; memory that belongs to a lazy array.
+    BufferError
+        Memory that is not contiguous.
+
+    Notes
+    -----
+    Blocks: no. GIL: kept; never needed by a touch. Such an array cannot be pickled.
+    """
+    read = _constructor_options(options)
+    mode = mode_of(mode)
+    kind = dtype_of(dtype)
+    source: NativeSource
+    if isinstance(provider, CFunction):
+        start = _offset_of(offset, provider.nbytes, "the C function")
+        lengths = shape_of(shape, kind, provider.nbytes - start, "the C function")
+        source = FunctionSource(provider.address, provider.nbytes, provider.user_data, provider)
+        name, recipe = provider.name, "its bytes come from a C function of this process"
+    else:
+        try:
+            source = MemorySource(provider)
+        except TypeError:
+            raise TypeError(
+                f"{provider!r} is no provider: give a lazymem.CFunction, or an object with a contiguous buffer "
+                "(bytes, bytearray, an array). Files go through lazymem.open and lazymem.memmap"
+            ) from None
+        start = _offset_of(offset, source.nbytes, "the memory")
+        lengths = shape_of(shape, kind, source.nbytes - start, "the memory")
+        name, recipe = f"{type(provider).__name__} memory", "its bytes come from memory of this process"
+    region = _make_region(source, mode, read, name, recipe)
+    return _make_array(region, kind, lengths, order_of(order), start)
+
+
+def open_part(recipe: Recipe) -> tuple[Region, np.ndarray[Any, Any]]:
+    """Open what a pickled recipe names; for recipes.py.
+
+    Returns
+    -------
+    (Region, numpy.ndarray)
+        The region, and its root: uint8, (nbytes,).
+
+    Raises
+    ------
+    PageError
+        The file was changed after the array was pickled.
+    """
+    fd, name, path = _open_file(recipe.path, "a pickled lazy array")
+    try:
+        check_stamp(recipe.path, fd, recipe)
+    except BaseException:
+        os.close(fd)
+        raise
+    layout = Layout(recipe.start, np.dtype("u1"), (recipe.nbytes,), "C")
+    whole = _file_array(fd, name, path, layout, recipe.mode, _constructor_options(recipe.options), recipe.options)
+    owner: Region = core.owner(whole)
+    return owner, whole
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# What can be asked of an array
+
+
+def _addresses(x: Any) -> tuple[int, int]:
+    """The address range of an array's, a tensor's or a buffer's elements."""
+    if isinstance(x, np.ndarray):
+        low, high = core.bounds(x)
+        return low, high
+    if hasattr(x, "data_ptr") and hasattr(x, "element_size") and hasattr(x, "stride"):  # a torch tensor
+        low = high = x.data_ptr()
+        if x.numel():
+            high += (sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1) * x.element_size()
+        return low, high
+    interface = getattr(x, "__array_interface__", None)
+    if interface is not None:
+        return _addresses(np.asarray(x))
+    try:
+        view = memoryview(x)
+    except TypeError:
+        raise TypeError(f"{type(x).__name__} is no array, tensor or buffer") from None
+    return _addresses(np.asarray(view)) if view.nbytes else (0, 0)
+
+
+def _find(x: Any) -> tuple[Region | None, int, int]:
+    if isinstance(x, Region):
+        return x, x.address, x.address + x.nbytes
+    low, high = _addresses(x)
+    return region_owner(low), low, high
+
+
+def _need(x: Any) -> tuple[Region, int, int]:
+    """The region that x lies in, and the bytes of it that x covers."""
+    found, low, high = _find(x)
+    if found is None:
+        raise ValueError(f"this {type(x).__name__} does not lie in a lazy array's memory")
+    return found, low - found.address, high - found.address
+
+
+def is_lazy(x: Any) -> bool:
+    """Does x lie in a lazy array's memory? By address: views, plain arrays and torch tensors too.
+
+    Returns
+    -------
+    bool
+        False for anything that has no memory to look at.
+    """
+    try:
+        return _find(x)[0] is not None
+    except (TypeError, ValueError, BufferError):
+        return False
+
+
+def region(x: Any) -> Region:
+    """The region that x lies in, by address.
+
+    Parameters
+    ----------
+    x : LazyArray, or a view, plain array, torch tensor or buffer of one
+
+    Raises
+    ------
+    ValueError
+        It lies in ordinary memory.
+    TypeError
+        It has no memory.
+    """
+    return _need(x)[0]
+
+
+def _parts(x: Any) -> tuple[Region, Iterable[tuple[int, int]]]:
+    """The region of x, and which bytes of it, run by run: a strided view needs not all that lies between its ends."""
+    owner, low, high = _need(x)
+    if not isinstance(x, np.ndarray) or x.size == 0 or x.flags.forc:
+        return owner, [(low, high)] if high > low else []
+    return owner, _runs(x, owner.address, owner.block_nbytes)
+
+
+def _runs(x: np.ndarray[Any, Any], base: int, block_nbytes: int) -> Iterable[tuple[int, int]]:
+    low, high = core.bounds(x)
+    inner = x
+    while inner.ndim > 1 and inner.size and (high - low) > block_nbytes:
+        steps = [abs(s) if n > 1 else 0 for n, s in zip(inner.shape, inner.strides, strict=True)]
+        widest = steps.index(max(steps))
+        if max(steps) <= block_nbytes:
+            break
+        for i in range(inner.shape[widest]):
+            yield from _runs(inner[(slice(None),) * widest + (i,)], base, block_nbytes)
+        return
+    if inner.ndim == 1 and abs(inner.strides[0]) > block_nbytes:
+        first = inner.__array_interface__["data"][0] - base
+        for i in range(inner.shape[0]):
+            start = first + i * inner.strides[0]
+            yield start, start + inner.itemsize
+        return
+    yield low - base, high - base
+
+
+def populate(x: Any) -> None:
+    """Fetch what is missing of x now.
+
+    Parameters
+    ----------
+    x : LazyArray, or a view, plain array, torch tensor or buffer of one
+
+    Raises
+    ------
+    PageError
+        A block could not be fetched; those before it may have been.
+    ValueError
+        Ordinary memory, or a closed array.
+
+    Notes
+    -----
+    Blocks: until all of x is in memory. GIL: released meanwhile. Several threads fetch a long run together.
+    """
+    owner, parts = _parts(x)
+    helpers = min(owner.threads, len(os.sched_getaffinity(0))) - 1
+    for start, stop in parts:
+        owner.populate(start, stop, helpers if stop - start > 4 * owner.block_nbytes else 0)
+
+
+def prefetch(x: Any) -> bool:
+    """Fetch what is missing of x in the background. A block that fails is left to be found by whoever touches it.
+
+    Parameters
+    ----------
+    x : LazyArray, or a view, plain array, torch tensor or buffer of one
+
+    Returns
+    -------
+    bool
+        False: so much is under way already that not all of it was taken on.
+
+    Notes
+    -----
+    Blocks: no. GIL: kept.
+    """
+    owner, parts = _parts(x)
+    return all([owner.prefetch(start, stop) for start, stop in parts])
+
+
+def residency(x: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which of the blocks that x lies in are in memory.
+
+    Returns
+    -------
+    numpy.ndarray of bool, (blocks from x's first byte to its last,)
+
+    Notes
+    -----
+    Blocks: no. GIL: kept. Reads the block table: a page that somebody dropped by madvise still counts, until it is touched.
+    """
+    owner, low, high = _need(x)
+    if high <= low:
+        return np.zeros(0, bool)
+    first, last = low // owner.block_nbytes, -(-high // owner.block_nbytes)
+    return np.frombuffer(owner.resident(first, min(last, owner.nblocks)), dtype=bool)
+
+
+def stats(x: Any) -> Stats:
+    """The counters of the region that x lies in, as a `lazymem.Stats`. Blocks: no. GIL: kept."""
+    return _need(x)[0].stats()
+
+
+def close(x: Any) -> None:
+    """Take an array's memory and file descriptor away now.
+
+    Parameters
+    ----------
+    x : LazyArray or Region
+
+    Raises
+    ------
+    BufferError
+        Views or exported buffers of it are alive; their number is named.
+    TypeError
+        Neither.
+
+    Notes
+    -----
+    Afterwards operations on it raise ValueError, and touching its memory otherwise ends the process, with a message. Closing twice is
+    fine. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
+    """
+    if isinstance(x, Region):
+        x.close()
+    elif isinstance(x, LazyArray):
+        x.close()
+    else:
+        raise TypeError(f"close({type(x).__name__}): give the LazyArray that a constructor returned, or its region")
+
+
+def get_include() -> str:
+    """The folder of `lazymem.h`, for C sources."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "core")
+
+
+__all__ = [
+    "CFunction", "close", "count", "from_provider", "get_include", "is_lazy", "memmap", "open", "open_part", "populate",
+    "prefetch", "region", "residency", "stats",
+]  # fmt: skip

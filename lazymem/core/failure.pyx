@@ -1,0 +1,98 @@
+"""What failed, when, and on whose touch?
+
+A touch cannot raise. Inside an operation that can (LazyArray's), it is let go on over a stand-in, zeros that are no data, and the operation raises as
+it ends. The order is the proof that nobody misses it:
+
+    failing:   (1) live++   (2) log entry, failures++   (3) the stand-in becomes visible
+    dropping:  (4) the stand-in is gone   (5) live--
+    entering an operation: (1) wait until live is 0, at most 1 s   (2) read failures
+    leaving it: look at the log if failures moved
+
+The log is a ring; whoever finds that it was overrun since it began must assume the worst.
+"""
+from libc.string cimport memset
+
+from lazymem.core.native cimport *
+
+
+cdef Failure _log[LOG_ENTRIES]
+memset(_log, 0, sizeof(_log))
+cdef uint64_t _failures = 0
+cdef uint64_t _live = 0
+
+
+cdef uint64_t failures_now() noexcept nogil:
+    """How many touches have failed in this process. GIL: never. Blocks: no."""
+    return lm_load64(&_failures)
+
+
+cdef uint64_t standins_live() noexcept nogil:
+    """How many stand-ins are, or are about to be, mapped. GIL: never. Blocks: no."""
+    return lm_load64(&_live)
+
+
+cdef void standin_counts_up() noexcept nogil:
+    lm_add64(&_live, 1)
+
+
+cdef void standin_counts_down() noexcept nogil:
+    lm_sub64(&_live, 1)
+
+
+cdef uint64_t failure_log(uint64_t region_id, uint64_t block, uint32_t tid, int error) noexcept nogil:
+    """Write an entry. Return: its sequence number. GIL: never. Blocks: no. Thread: any, in a signal handler too."""
+    cdef uint64_t sequence = lm_add64(&_failures, 1) + 1
+    cdef Failure *entry = &_log[sequence % LOG_ENTRIES]
+    lm_store64(&entry.sequence, 0)
+    entry.region_id = region_id
+    entry.block = block
+    entry.tid = tid
+    entry.error = error
+    lm_store64(&entry.sequence, sequence)
+    return sequence
+
+
+cdef bint failure_read(uint64_t sequence, Failure *entry) noexcept nogil:
+    """Copy one entry out. Return: False when it has been overwritten. GIL: never. Blocks: no."""
+    entry[0] = _log[sequence % LOG_ENTRIES]
+    return entry.sequence == sequence and lm_load64(&_log[sequence % LOG_ENTRIES].sequence) == sequence
+
+
+cdef void failures_forget() noexcept nogil:
+    """In a forked child: stand-ins are in the parent's regions. GIL: any."""
+    lm_store64(&_live, 0)
+
+
+cdef const char *cause(int error) noexcept nogil:
+    """What an errno of a fetch means to a user. GIL: never. Blocks: no. Thread: any, in a signal handler too."""
+    if error == ENODATA:
+        return b"the file ends before this block: it was truncated after it was opened"
+    if error == ESTALE:
+        return b"the file was changed or replaced on disk after it was opened; open it again"
+    if error == EDQUOT:
+        return b"it would take the process past 80 % of the memory it may have; close arrays, or read less at a time"
+    if error == EDEADLK:
+        return b"the array's own source touched it while it was being fetched"
+    if error == ELOOP:
+        return b"more than 4 arrays' sources were running inside one another"
+    if error == ETIMEDOUT:
+        return b"the deadline passed while another thread was fetching it, or the source timed out"
+    if error == ESHUTDOWN:
+        return b"the array is closed"
+    if error == ENOENT:
+        return b"its memory is no longer mapped as lazymem made it (munmap, mremap?)"
+    if error == EFAULT:
+        return b"the memory it is copied from cannot be read"
+    if error == EPROTO:
+        return b"the source returned a positive number; it must be 0 or -errno"
+    if error == EIO:
+        return b"the source reports an input/output error"
+    if error == ENOMEM:
+        return b"out of memory"
+    return lm_errno_text(error)
+
+
+def cause_of(int error):
+    """What an errno of a fetch means to a user, as str."""
+    cdef const char *text = cause(error)
+    return text.decode() if text != NULL else f"errno {error}"

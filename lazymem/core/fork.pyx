@@ -1,0 +1,33 @@
+"""What does a forked child find?
+
+pthread_atfork, so that a fork by C code is seen too. Regions are MADV_DONTFORK: the child has none of their memory, where an ordinary
+child would read zeros from every missing page. Here its records of threads, staging blocks, descriptors and jobs start anew, so
+that arrays made in the child work; the parent's arrays are LOST there: operations raise, a bare touch is stopped with a message.
+"""
+from lazymem.core.failure cimport failures_forget
+from lazymem.core.inline cimport signals_forget
+from lazymem.core.jobs cimport jobs_forget
+from lazymem.core.pool cimport pool_forget_all
+from lazymem.core.region cimport regions_forget
+from lazymem.core.thread cimport thread_forget_all
+from lazymem.core.threads cimport threads_forget
+
+
+cdef extern from "pthread.h" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+
+
+cdef void _in_child() noexcept nogil:
+    # 1. The parent's descriptors first: an ioctl on one here would act on the parent's memory.
+    signals_forget()
+    threads_forget()
+    # 2. What other threads of the parent held for ever.
+    thread_forget_all()
+    pool_forget_all()
+    jobs_forget()
+    failures_forget()
+    # 3. The addresses.
+    regions_forget()
+
+
+pthread_atfork(NULL, NULL, _in_child)

@@ -1,0 +1,208 @@
+"""How does a touch reach us on the touching thread itself?
+
+With UFFD_FEATURE_SIGBUS the kernel sends the toucher SIGBUS where it would have queued a message. The handler fills the block and returns;
+the instruction runs again. No other thread, no wake-up, no privilege. What it cannot see: system calls on absent pages (they
+get EFAULT), and touches by threads that block SIGBUS (the kernel ends the process).
+
+SIGBUS has other owners. Whoever had it before is called for every address that is not ours. Whoever takes it after us is noticed
+the next time an array is made, and then called behind us; faulthandler's own switches are followed at once (sigowner.py).
+The same handler serves `threads`: there, a SIGBUS on a region is the poison of a touch that failed. SIGSEGV is taken at the first
+close, only to say what was touched.
+
+Never SA_ONSTACK: sources may need more than a small alternate stack. SA_NODEFER: a source may touch another lazy array.
+"""
+from posix.unistd cimport close
+
+from lazymem.core.abi cimport UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS
+from lazymem.core.fill cimport loud_stop, region_touch
+from lazymem.core.native cimport *
+from lazymem.core.region cimport CLOSED, INLINE, LIVE, LOST, Region, region_enter, region_leave
+from lazymem.core.table cimport DETAIL_SHIFT, FAILED, STATE
+from lazymem.core.thread cimport Thread, thread_self
+from lazymem.core.uffd cimport PRIVILEGE_NONE, uffd_open
+
+
+cdef extern from *:
+    """
+    #include <signal.h>
+    #include <string.h>
+    #include <errno.h>
+    #include <stdint.h>
+    typedef void (*lm_handler)(int, siginfo_t *, void *);
+    static struct sigaction lm_before[NSIG];      /* who had the signal before us */
+
+    /* Become the owner of a signal, in front of whoever has it now. 0 / -errno; 1 when it is ours already. */
+    static int lm_signal_take(int sig, lm_handler handler)
+    {
+        struct sigaction now, ours;
+        if (sigaction(sig, NULL, &now))
+            return -errno;
+        if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == handler)
+            return 1;
+        memset(&ours, 0, sizeof ours);
+        ours.sa_sigaction = handler;
+        ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART;
+        sigemptyset(&ours.sa_mask);
+        lm_before[sig] = now;
+        return sigaction(sig, &ours, NULL) ? -errno : 0;
+    }
+
+    /* Let the owner before us have it. A default or ignoring owner gets the signal back for good: the instruction runs again,
+     * or, if somebody sent the signal, it is sent once more. `again`: the owner already had this one and passed it back. */
+    static void lm_signal_pass(int sig, siginfo_t *info, void *ucontext, int again)
+    {
+        struct sigaction *before = &lm_before[sig];
+        struct sigaction fallback;
+        if (!again && before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN) {
+            if (before->sa_flags & SA_SIGINFO)
+                before->sa_sigaction(sig, info, ucontext);
+            else
+                before->sa_handler(sig);
+            return;
+        }
+        memset(&fallback, 0, sizeof fallback);
+        fallback.sa_handler = SIG_DFL;
+        sigaction(sig, &fallback, NULL);
+        if (info->si_code <= 0)
+            raise(sig);
+    }
+    static int lm_blocks(int sig) { sigset_t set; return pthread_sigmask(SIG_BLOCK, NULL, &set) == 0 && sigismember(&set, sig); }
+    static inline uint64_t lm_info_addr(const siginfo_t *info) { return (uint64_t)(uintptr_t)info->si_addr; }
+    static inline int lm_info_code(const siginfo_t *info) { return info->si_code; }
+    /* 0 before the owner behind us is called, then one more for each signal it lets through to us */
+    static __thread __attribute__((tls_model("initial-exec"))) int lm_passing;
+    static inline int lm_passing_more(int n) { int before = lm_passing; lm_passing += n; return before; }
+    """
+    ctypedef struct siginfo_t:
+        pass
+    ctypedef void (*lm_handler)(int, siginfo_t *, void *) noexcept nogil
+    int lm_signal_take(int sig, lm_handler handler) noexcept nogil
+    void lm_signal_pass(int sig, siginfo_t *info, void *ucontext, bint again) noexcept nogil
+    bint lm_blocks(int sig) noexcept nogil
+    uint64_t lm_info_addr(const siginfo_t *info) noexcept nogil
+    int lm_info_code(const siginfo_t *info) noexcept nogil
+    int lm_passing_more(int n) noexcept nogil
+    int SIGBUS, SIGSEGV
+
+cdef int _fd = -1
+cdef int _privilege = PRIVILEGE_NONE
+
+
+cdef void _pass(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
+    """Not ours, or not to be saved. An owner that raises the signal again from its handler (faulthandler does) must end."""
+    cdef bint again = lm_passing_more(1) > 0
+    lm_signal_pass(sig, info, ucontext, again)
+    lm_passing_more(-1)
+
+
+cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
+    """Async-signal-safe. errno is the interrupted code's and is put back."""
+    cdef int saved = lm_errno_get(), error = 0
+    cdef uint64_t addr = lm_info_addr(info)
+    cdef Region *r = NULL
+    cdef Thread *me
+    if lm_info_code(info) > 0:  # the kernel's; a sent one has no address
+        r = region_enter(addr)
+    if r == NULL:
+        _pass(sig, info, ucontext)
+        lm_errno_set(saved)
+        return
+    me = thread_self()
+    if r.delivery == INLINE:
+        error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
+    else:
+        error = _error_of_poison(r, addr)
+    if error < 0:
+        loud_stop(r, addr, -error)
+    region_leave(r)
+    if error < 0:
+        _pass(sig, info, ucontext)
+    lm_errno_set(saved)
+
+
+cdef int _error_of_poison(Region *r, uint64_t addr) noexcept nogil:
+    """Why is there a SIGBUS where messages are read? Because the block failed and was poisoned. Return: -errno; 0 it has healed."""
+    cdef uint64_t block = (addr - r.base) // r.block_nbytes
+    cdef uint32_t seen
+    if lm_load32(&r.status) != LIVE or block >= r.nblocks:
+        return -EBUSY
+    seen = lm_load32(&r.words[block])
+    return -<int>(seen >> DETAIL_SHIFT) if (seen & STATE) == FAILED else 0
+
+
+cdef void _on_sigsegv(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
+    """Only says what was touched: memory of a closed array, or of one that a forked child did not get."""
+    cdef int saved = lm_errno_get()
+    cdef Region *r = NULL
+    cdef uint32_t status
+    if lm_info_code(info) > 0:
+        r = region_enter(lm_info_addr(info))
+    if r != NULL:
+        status = lm_load32(&r.status)
+        if status == CLOSED or status == LOST:
+            loud_stop(r, lm_info_addr(info), EBUSY)
+        region_leave(r)
+    _pass(sig, info, ucontext)
+    lm_errno_set(saved)
+
+
+cdef int signals_take() noexcept nogil:
+    """Own SIGBUS, in front of whoever owns it now. Return: 0 / -errno. GIL: any. Blocks: no."""
+    cdef int error = lm_signal_take(SIGBUS, _on_sigbus)
+    return error if error < 0 else 0
+
+
+cdef void signals_forget() noexcept nogil:
+    """In a forked child: the descriptor is the parent's. GIL: any."""
+    global _fd, _privilege
+    if _fd >= 0:
+        close(_fd)
+    _fd = -1
+    _privilege = PRIVILEGE_NONE
+
+
+def take_signals(bint segv=False):
+    """Own SIGBUS (and SIGSEGV), in front of whoever owns them now.
+
+    Raises
+    ------
+    OSError
+        sigaction(2) fails.
+
+    Notes
+    -----
+    Blocks: no. GIL: kept. Called when an array is made, at the first close, and when faulthandler was switched.
+    """
+    cdef int error = signals_take()
+    if error == 0 and segv:
+        error = lm_signal_take(SIGSEGV, _on_sigsegv)
+    if error < 0:
+        raise OSError(-error, "sigaction")
+
+
+def blocks_sigbus():
+    """Does the calling thread block SIGBUS? An inline touch on it would end the process."""
+    return lm_blocks(SIGBUS)
+
+
+def descriptor():
+    """The process's userfaultfd for inline delivery, opened at the first call.
+
+    Returns
+    -------
+    (int, int)
+        Descriptor; privilege (1 user faults, 2 kernel faults too; inline never uses the latter).
+
+    Raises
+    ------
+    OSError
+        No rung of the ladder can be climbed.
+    """
+    global _fd, _privilege
+    cdef uint64_t features = 0
+    if _fd < 0:
+        fd = uffd_open(UFFD_FEATURE_SIGBUS, UFFD_FEATURE_POISON, &_privilege, &features)
+        if fd < 0:
+            raise OSError(-fd, "userfaultfd")
+        _fd = fd
+    return _fd, _privilege

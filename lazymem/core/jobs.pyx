@@ -1,0 +1,195 @@
+"""Who fetches blocks that nobody has touched yet?
+
+A few native threads, started at the first prefetch or parallel populate. A job is a run of blocks with a cursor: whoever works on it takes the
+next block, so populate's own thread and its helpers share one run, and a slow block holds up nobody else. Jobs stand in a fixed
+table under a mutex; none of this is on the path of a fault.
+"""
+from libc.string cimport memset
+
+from lazymem.core.fill cimport region_need
+from lazymem.core.native cimport *
+from lazymem.core.region cimport LIVE, Region
+
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <signal.h>
+    #include <sys/prctl.h>
+    static pthread_mutex_t lm_jobs_lock = PTHREAD_MUTEX_INITIALIZER;
+    static inline void lm_jobs_enter(void) { pthread_mutex_lock(&lm_jobs_lock); }
+    static inline void lm_jobs_exit(void) { pthread_mutex_unlock(&lm_jobs_lock); }
+    static inline void lm_jobs_lock_anew(void) { pthread_mutex_init(&lm_jobs_lock, NULL); }
+    static int lm_start_helper(void *(*run)(void *))
+    {
+        pthread_t thread;
+        sigset_t all, before;
+        int error;
+        sigfillset(&all);
+        sigdelset(&all, SIGBUS);
+        sigdelset(&all, SIGSEGV);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        error = pthread_create(&thread, NULL, run, NULL);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (!error)
+            pthread_detach(thread);
+        return -error;
+    }
+    static inline void lm_name_helper(void) { prctl(PR_SET_NAME, "lazymem-fetcher", 0, 0, 0); }
+    """
+    void lm_jobs_enter() noexcept nogil
+    void lm_jobs_exit() noexcept nogil
+    void lm_jobs_lock_anew() noexcept nogil
+    int lm_start_helper(void *(*run)(void *) noexcept nogil) noexcept nogil
+    void lm_name_helper() noexcept nogil
+
+cdef enum:
+    JOBS = 64
+    HELPERS_MAX = 16
+
+ctypedef struct Job:
+    Region *r            # entered for as long as the job stands
+    uint64_t next        # block; advanced by whoever takes one
+    uint64_t end
+    uint32_t helpers     # that may still join
+    uint32_t at_work     # helpers on it now
+    int error            # of the first block that failed; the job ends there
+    uint64_t failed_block
+    bint posted          # nobody waits for it: the last to leave removes it
+    bint used
+
+cdef Job _jobs[JOBS]
+memset(_jobs, 0, sizeof(_jobs))
+cdef uint32_t _bell = 0      # moves when a job is posted
+cdef uint32_t _helpers = 0
+
+
+cdef void _work(Job *job) noexcept nogil:
+    """Take blocks of a job until there are none, or one has failed, or the region is closed."""
+    cdef uint64_t block
+    cdef int error
+    while lm_load32(&job.r.status) == LIVE and job.error == 0:
+        block = lm_add64(&job.next, 1)
+        if block >= job.end:
+            return
+        error = region_need(job.r, block)
+        if error:
+            lm_jobs_enter()
+            if job.error == 0 or block < job.failed_block:
+                job.failed_block = block
+                job.error = error
+            lm_jobs_exit()
+            return
+
+
+cdef Job *_pick() noexcept nogil:
+    """A job that wants a helper. Thread: jobs entered."""
+    cdef int i
+    for i in range(JOBS):
+        if _jobs[i].used and _jobs[i].helpers and lm_load64(&_jobs[i].next) < _jobs[i].end and _jobs[i].error == 0:
+            return &_jobs[i]
+    return NULL
+
+
+cdef void _leave(Job *job) noexcept nogil:
+    """Thread: jobs entered. The last helper of a posted job removes it."""
+    lm_sub32(&job.at_work, 1)
+    if job.posted and job.at_work == 0 and (lm_load64(&job.next) >= job.end or job.error or job.r.status != LIVE):
+        job.used = False
+        lm_sub32(&job.r.users, 1)
+
+
+cdef void *_helper(void *unused) noexcept nogil:
+    """The life of a fetcher thread. GIL: never. Blocks: for ever, between jobs."""
+    cdef Job *job
+    cdef uint32_t heard
+    lm_name_helper()
+    while True:
+        heard = lm_load32(&_bell)
+        lm_jobs_enter()
+        job = _pick()
+        if job != NULL:
+            job.helpers -= 1
+            lm_add32(&job.at_work, 1)
+        lm_jobs_exit()
+        if job == NULL:
+            lm_futex_wait(&_bell, heard, 3600000000000)
+            continue
+        _work(job)
+        lm_jobs_enter()
+        _leave(job)
+        lm_jobs_exit()
+    return NULL
+
+
+cdef Job *_post(Region *r, uint64_t first, uint64_t last, uint32_t helpers, bint posted) noexcept nogil:
+    """Return: NULL when the table is full or no thread can be started."""
+    cdef Job *job = NULL
+    cdef int i
+    lm_jobs_enter()
+    while _helpers < helpers and _helpers < HELPERS_MAX and lm_start_helper(_helper) == 0:
+        lm_add32(&_helpers, 1)
+    if _helpers:
+        for i in range(JOBS):
+            if not _jobs[i].used:
+                job = &_jobs[i]
+                break
+    if job != NULL:
+        memset(job, 0, sizeof(Job))
+        lm_add32(&r.users, 1)
+        job.r = r
+        job.next = first
+        job.end = last
+        job.helpers = helpers
+        job.posted = posted
+        job.used = True
+    lm_jobs_exit()
+    if job != NULL:
+        lm_add32(&_bell, 1)
+        lm_futex_wake(&_bell, <int>helpers)
+    return job
+
+
+cdef bint job_post(Region *r, uint64_t first, uint64_t last) noexcept nogil:
+    """Fetch blocks [first, last) in the background. Return: False when too much is under way. GIL: any. Blocks: no."""
+    return _post(r, first, last, 2, True) != NULL
+
+
+cdef int job_run(Region *r, uint64_t first, uint64_t last, uint32_t helpers, uint64_t *failed_block) noexcept nogil:
+    """Fetch blocks [first, last) now, on this thread and up to so many helpers.
+
+    Return: 0; -errno of a block that failed, the first such as far as is known, its number in `failed_block`.
+    GIL: any. Blocks: until all are there or one has failed. Thread: one that has entered the region.
+    """
+    cdef Job alone
+    cdef Job *job = _post(r, first, last, helpers, False) if helpers and last - first > 1 else NULL
+    cdef int error
+    if job == NULL:
+        memset(&alone, 0, sizeof(Job))
+        alone.r = r
+        alone.next = first
+        alone.end = last
+        _work(&alone)
+        failed_block[0] = alone.failed_block
+        return alone.error
+    _work(job)
+    lm_jobs_enter()
+    job.helpers = 0  # nobody joins any more
+    lm_jobs_exit()
+    while lm_load32(&job.at_work):
+        lm_sleep_ns(20000)
+    lm_jobs_enter()
+    error = job.error
+    failed_block[0] = job.failed_block
+    job.used = False
+    lm_sub32(&r.users, 1)
+    lm_jobs_exit()
+    return error
+
+
+cdef void jobs_forget() noexcept nogil:
+    """In a forked child: the threads are the parent's. GIL: any."""
+    global _helpers
+    lm_jobs_lock_anew()
+    memset(_jobs, 0, sizeof(_jobs))
+    _helpers = 0

@@ -1,0 +1,30 @@
+/* How does C code give bytes to a lazy array?
+ *
+ * Write one function of this type, compile it into a shared object, and pass it to Python:
+ *
+ *     lib = ctypes.CDLL("./source.so")
+ *     a = lazymem.from_provider(lazymem.CFunction(lib.fetch, nbytes), dtype="f8")
+ *
+ * It is called on whichever thread touched the array, or on one of lazymem's: possibly inside a signal handler, possibly on
+ * several threads at once, with or without the GIL held. It must not use Python, must not longjmp, and should not take a lock that
+ * a touching thread may hold, malloc's included.
+ *
+ * ctx     the user_data given to CFunction
+ * dst     where to write; page aligned, private to this call
+ * offset  of the block's first byte in the array, bytes
+ * nbytes  how many to write, exactly; the array's last block may be shorter than the others
+ *
+ * Returns 0, or -errno. -EAGAIN, -EBUSY, -EINTR and -ETIMEDOUT are asked again (the array's `retries`); anything else fails the
+ * block, and so does a positive number.
+ */
+#ifndef LAZYMEM_H
+#define LAZYMEM_H
+
+#include <errno.h>
+#include <stdint.h>
+
+typedef int (*lazymem_fetch)(void *ctx, void *dst, uint64_t offset, uint64_t nbytes);
+
+#define LAZYMEM_FETCH_SIGNATURE "int (void *, void *, uint64_t, uint64_t)"
+
+#endif

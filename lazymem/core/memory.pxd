@@ -1,0 +1,15 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from lazymem.core.region cimport Region
+from lazymem.core.source cimport NativeSource
+
+cdef class Memory:
+    cdef Region *region
+    cdef NativeSource _source
+    cdef object __weakref__
+    cdef int need(self, uint64_t start, uint64_t stop) except -1
+    cdef int _run(self, uint64_t start, uint64_t stop, uint32_t helpers) except -1
+
+cdef object memory_of(Region *r)
+cdef int blame(uint64_t sequence, operands) except -1
+cdef int raise_page_error(Region *r, uint64_t block, int error) except -1

@@ -1,0 +1,421 @@
+"""What does Python hold of a region?
+
+`Memory`: the region's owner. Arrays reach it as their base, so it lives as long as they do; it exports the region as a buffer, keeps
+the source alive, and ends the region, at the latest when it dies. Deallocation never waits: where a fetch is still running, address
+space and source go to a list that is looked through whenever a region is made, closed or deallocated.
+"""
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp
+
+from lazymem.core.failure cimport Failure, LOG_ENTRIES, failure_read, failures_now
+from lazymem.core.fill cimport account_for_memory, memory_limit_set, operation_begin, operation_end, region_fetch
+from lazymem.core.jobs cimport job_post, job_run
+from lazymem.core.native cimport *
+from lazymem.core.region cimport *
+from lazymem.core.source cimport FileSource, NativeSource
+from lazymem.core.table cimport DIRTY, RESIDENT, STATE
+from lazymem.core.thread cimport thread_self
+from lazymem.core.uffd cimport page_nbytes
+
+from lazymem.core.failure import cause_of
+from lazymem.errors import page_error
+
+# Regions whose owner is gone while somebody was still in them: (address of the Region, source).
+_dying = []
+_CLOSE_PATIENCE_NS = 5_000_000_000
+
+
+def reap():
+    """Free what can be freed of regions whose owners are gone. Returns how many are left. Blocks: no. GIL: kept."""
+    cdef Py_ssize_t i = 0
+    while i < len(_dying):
+        address, source = _dying[i]
+        if region_free(<Region *><size_t>address):
+            del _dying[i]
+        else:
+            i += 1
+    return len(_dying)
+
+
+def set_memory_limit(uint64_t nbytes):
+    """Let no fetch take the process past so many resident bytes; 0: any may."""
+    memory_limit_set(nbytes)
+
+
+cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
+    """Raise PageError for an errno. GIL: held."""
+    cdef Memory owner = memory_of(r)
+    cdef uint64_t start = block * r.block_nbytes
+    cdef uint64_t stop = start + r.block_nbytes if r.nbytes - start > r.block_nbytes else r.nbytes
+    raise page_error(r.name.decode("utf-8", "replace"), owner._source.kind if owner is not None else "gone", block,
+                     start, stop, error, cause_of(error))
+
+
+cdef object memory_of(Region *r):
+    """The owner of a region, or None while it is being deallocated. GIL: held."""
+    return <object>r.owner if r.owner != NULL else None
+
+
+cdef class Memory:
+    """The memory of one region.
+
+    Parameters
+    ----------
+    source : NativeSource
+    block_nbytes : int, bytes
+        A multiple of the page.
+    fd, delivery : int
+        The userfaultfd, and which delivery reads it (0 threads, 1 inline).
+    writable : bool
+        Private writes are allowed.
+    name : str
+        For messages.
+    timeout_ns, retries : int
+
+    Raises
+    ------
+    MemoryError
+        The kernel has no address space or no mapping left for it.
+    OSError
+        The kernel refuses otherwise.
+
+    Notes
+    -----
+    Blocks: no. GIL: kept.
+    """
+
+    def __cinit__(self, NativeSource source not None, uint64_t block_nbytes, int fd, int delivery, bint writable,
+                  str name not None, uint64_t timeout_ns, uint32_t retries, **extra):
+        cdef int error = 0
+        cdef bytes encoded = name.encode("utf-8", "replace")[-(NAME_NBYTES - 1):]
+        cdef const char *text = encoded
+        cdef Region *r
+        if block_nbytes == 0 or block_nbytes % page_nbytes():
+            raise ValueError(f"block_nbytes={block_nbytes} is not a multiple of the page ({page_nbytes()} bytes)")
+        if source.source.direct != NULL:
+            r = region_at(<uint64_t>source.source.direct)
+            if r != NULL and source.nbytes:
+                raise ValueError(f"memory of lazy array {r.name.decode('utf-8', 'replace')!r} as the source of another: its "
+                                 "pages would be read by the kernel while they are missing; pass its own source, or a copy")
+        if _dying:
+            reap()
+        self._source = source
+        self.region = region_create(source.source, source.nbytes, block_nbytes, fd, delivery, ANONYMOUS, writable,
+                                    timeout_ns, retries, text, &error)
+        if self.region == NULL:
+            if error == -ENOMEM:
+                raise MemoryError(f"no address space for an array of {source.nbytes} bytes: look at RLIMIT_AS (ulimit -v), "
+                                  "vm.overcommit_memory and vm.max_map_count")
+            raise OSError(-error, f"cannot register {source.nbytes} bytes with userfaultfd")
+        self.region.owner = <void *>self
+
+    def __dealloc__(self):
+        cdef Region *r = self.region
+        if r == NULL:
+            return
+        r.owner = NULL
+        if lm_load32(&r.status) == LIVE:
+            _end(r, 0)
+        if not region_free(r):
+            _dying.append((<size_t>r, self._source))
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef Region *r = self.region
+        if lm_load32(&r.status) != LIVE:
+            raise ValueError(f"array {self.name!r} is closed")
+        if flags & PyBUF_WRITABLE and not r.writable:
+            raise BufferError(f"array {self.name!r} is read-only (mode 'r')")
+        view.buf = <void *>r.base
+        view.obj = self
+        view.len = <Py_ssize_t>r.nbytes
+        view.itemsize = 1
+        view.readonly = not r.writable
+        view.ndim = 1
+        view.format = NULL
+        if flags & PyBUF_FORMAT:
+            view.format = b"B"
+        view.shape = <Py_ssize_t *>&r.nbytes if flags & PyBUF_ND else NULL
+        view.strides = &view.itemsize if (flags & PyBUF_STRIDES) == PyBUF_STRIDES else NULL
+        view.suboffsets = NULL
+        view.internal = NULL
+        lm_add32(&r.exports, 1)
+
+    def __releasebuffer__(self, Py_buffer *view):
+        lm_sub32(&self.region.exports, 1)
+
+    @property
+    def name(self):
+        """Of the array, for messages."""
+        return self.region.name.decode("utf-8", "replace")
+
+    @property
+    def nbytes(self):
+        """Of the source, bytes."""
+        return self.region.nbytes
+
+    @property
+    def block_nbytes(self):
+        """Of a block, bytes; the last one may be shorter."""
+        return self.region.block_nbytes
+
+    @property
+    def nblocks(self):
+        """How many blocks there are."""
+        return self.region.nblocks
+
+    @property
+    def address(self):
+        """Of the first byte."""
+        return self.region.base
+
+    @property
+    def id(self):
+        """A number that no other region of this process has, or had."""
+        return self.region.id
+
+    @property
+    def closed(self):
+        """Is the memory gone?"""
+        return lm_load32(&self.region.status) != LIVE
+
+    @property
+    def lost(self):
+        """Is it the parent process's, and not here after a fork?"""
+        return lm_load32(&self.region.status) == LOST
+
+    @property
+    def writable(self):
+        """Are private writes allowed?"""
+        return self.region.writable
+
+    @property
+    def delivery(self):
+        """"threads" or "inline"."""
+        return "threads" if self.region.delivery == THREADS else "inline"
+
+    @property
+    def source(self):
+        """The native source."""
+        return self._source
+
+    @property
+    def arrays(self):
+        """How many LazyArray instances lie in this memory."""
+        return lm_load32(&self.region.arrays)
+
+    @property
+    def exports(self):
+        """How many buffers are handed out."""
+        return lm_load32(&self.region.exports)
+
+    cdef int need(self, uint64_t start, uint64_t stop) except -1:
+        """`populate` without the argument checks. GIL: released meanwhile."""
+        return self._run(start, stop, 0)
+
+    cdef int _run(self, uint64_t start, uint64_t stop, uint32_t helpers) except -1:
+        cdef Region *r = self.region
+        cdef uint64_t failed = 0
+        cdef uint64_t first = start // r.block_nbytes, last = (stop + r.block_nbytes - 1) // r.block_nbytes
+        cdef int error
+        if last > r.nblocks:
+            last = r.nblocks
+        lm_add32(&r.users, 1)
+        if lm_load32(&r.status) != LIVE:
+            lm_sub32(&r.users, 1)
+            raise ValueError(f"array {self.name!r} is closed")
+        while first < last and (lm_load32(&r.words[first]) & STATE) in (RESIDENT, DIRTY):
+            first += 1  # the common case, all there, without giving up the GIL
+        error = 0
+        if first < last:
+            with nogil:
+                error = job_run(r, first, last, helpers, &failed)
+        lm_sub32(&r.users, 1)
+        if lm_load32(&r.status) != LIVE:
+            raise ValueError(f"array {self.name!r} was closed meanwhile")
+        if error:
+            raise_page_error(r, failed, -error)
+        return 0
+
+    def populate(self, uint64_t start, uint64_t stop, uint32_t helpers=0):
+        """Fetch now what is missing of bytes [start, stop).
+
+        Raises
+        ------
+        PageError
+            A block could not be fetched.
+        ValueError
+            The array is closed.
+
+        Notes
+        -----
+        Blocks: until all is there. GIL: released meanwhile.
+        """
+        self._run(start, stop, helpers)
+
+    def prefetch(self, uint64_t start, uint64_t stop):
+        """Fetch in the background what is missing of bytes [start, stop); failures are for the touch to find.
+
+        Returns
+        -------
+        bool
+            False: too much is under way already, nothing was started.
+
+        Notes
+        -----
+        Blocks: no. GIL: kept.
+        """
+        cdef Region *r = self.region
+        cdef uint64_t first = start // r.block_nbytes, last = (stop + r.block_nbytes - 1) // r.block_nbytes
+        if lm_load32(&r.status) != LIVE:
+            raise ValueError(f"array {self.name!r} is closed")
+        if last > r.nblocks:
+            last = r.nblocks
+        if first >= last:
+            return True
+        return job_post(r, first, last)
+
+    def resident(self, uint64_t first, uint64_t last):
+        """Which of blocks [first, last) are in memory, a byte each, 0 or 1."""
+        cdef Region *r = self.region
+        cdef bytearray answer = bytearray(last - first)
+        cdef unsigned char *out = answer
+        cdef uint64_t block
+        if lm_load32(&r.status) != LIVE:
+            return answer
+        for block in range(first, last):
+            out[block - first] = (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY)
+        return answer
+
+    def counters(self):
+        """The region's counters, by name; `latency` is a list of counts, entry i of [2**i, 2**(i+1)) ns."""
+        cdef Counters *c = &self.region.counters
+        return {
+            "faults": lm_load64(&c.taken), "filled": lm_load64(&c.filled), "joins": lm_load64(&c.joined),
+            "failed": lm_load64(&c.failed), "blocks": lm_load64(&c.blocks), "nbytes_asked": lm_load64(&c.asked),
+            "nbytes_used": lm_load64(&c.used), "refilled": lm_load64(&c.refilled), "eexist": lm_load64(&c.copy.eexist),
+            "eagain": lm_load64(&c.copy.eagain), "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
+        }
+
+    def changed(self):
+        """The first block that differs from a fresh fetch, or None: what private writes have touched.
+
+        Notes
+        -----
+        Fetches every resident block again. Blocks: as long as that takes. GIL: released meanwhile.
+        """
+        cdef Region *r = self.region
+        cdef uint64_t block, nbytes, found = r.nblocks
+        cdef void *fresh = malloc(r.block_nbytes)
+        cdef int error = 0
+        if fresh == NULL:
+            raise MemoryError
+        lm_add32(&r.users, 1)
+        with nogil:
+            for block in range(r.nblocks):
+                if (lm_load32(&r.words[block]) & STATE) not in (RESIDENT, DIRTY):
+                    continue
+                nbytes = r.nbytes - block * r.block_nbytes
+                if nbytes > r.block_nbytes:
+                    nbytes = r.block_nbytes
+                error = region_fetch(r, block, fresh)
+                if error or memcmp(fresh, <void *>(r.base + block * r.block_nbytes), nbytes) != 0:
+                    found = block
+                    break
+        lm_sub32(&r.users, 1)
+        free(fresh)
+        if error:
+            raise_page_error(r, found, -error)
+        return found if found < r.nblocks else None
+
+    def end(self):
+        """Take the memory away now, and the source's descriptor with it.
+
+        Raises
+        ------
+        TimeoutError
+            A fetch is still running: memory is gone, the descriptor goes when that ends.
+
+        Notes
+        -----
+        The caller has made sure that nobody needs it. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
+        """
+        cdef Region *r = self.region
+        cdef int error
+        if lm_load32(&r.status) != LIVE:
+            return
+        error = _end(r, _CLOSE_PATIENCE_NS)
+        if error == -ETIMEDOUT:
+            raise TimeoutError(f"array {self.name!r}: a fetch is still running; its memory is gone all the same")
+        if error:
+            raise OSError(-error, f"cannot unmap array {self.name!r}")
+        if isinstance(self._source, FileSource):
+            (<FileSource>self._source).close()
+        if _dying:
+            reap()
+
+
+cdef int _end(Region *r, uint64_t patience_ns):
+    """Close a region and take its bytes off the account. Return: as `region_close`."""
+    cdef int error
+    with nogil:
+        error = region_close(r, lm_now_ns() + patience_ns)
+        account_for_memory(<int64_t>lm_load64(&r.held))
+    return error
+
+
+def region_owner(uint64_t address):
+    """The Memory whose region covers an address, or None."""
+    cdef Region *r = region_at(address)
+    return memory_of(r) if r != NULL else None
+
+
+def begin_operation():
+    """Start an operation that can raise; returns what `end_operation` wants. Blocks: up to 1 s for other threads' stand-ins."""
+    cdef uint64_t sequence
+    cdef bint fine
+    with nogil:
+        fine = operation_begin(&sequence)
+    if not fine:
+        raise TimeoutError("lazymem: another thread's failed operation has not ended for 1 s; bytes it could not fetch are "
+                           "mapped as zeros meanwhile, so nothing is read")
+    return sequence
+
+
+def end_operation(uint64_t sequence, operands=()):
+    """End it; raise PageError if a touch of this thread failed since, or anybody's in the operands' bytes.
+
+    Parameters
+    ----------
+    sequence : int
+        From `begin_operation`.
+    operands : sequence of (int, int)
+        Address ranges.
+
+    Notes
+    -----
+    Blocks: no. GIL: kept.
+    """
+    if operation_end(sequence):
+        blame(sequence, operands)
+
+
+cdef int blame(uint64_t sequence, operands) except -1:
+    """Raise for the first log entry after `sequence` that concerns this thread or these bytes."""
+    cdef uint64_t now = failures_now(), i, start
+    cdef uint32_t me = thread_self().tid if thread_self() != NULL else 0
+    cdef Failure entry
+    cdef Region *r
+    if now - sequence > LOG_ENTRIES:
+        raise page_error("?", "?", 0, 0, 0, 5, f"{now - sequence} touches failed during this operation, more than are kept; "
+                         "some may have been this array's")
+    for i in range(sequence + 1, now + 1):
+        if not failure_read(i, &entry):
+            raise page_error("?", "?", 0, 0, 0, 5, "touches failed during this operation; some may have been this array's")
+        r = region_numbered(entry.region_id)
+        if r == NULL:
+            continue
+        start = r.base + entry.block * r.block_nbytes
+        if entry.tid == me or any(low < start + r.block_nbytes and start < high for low, high in operands):
+            raise_page_error(r, entry.block, entry.error)
+    return 0

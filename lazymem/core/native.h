@@ -1,0 +1,107 @@
+/* What do C and Linux have that Cython cannot say?
+ *
+ * Atomics, futexes, the thread's number, and one word of thread-local storage.  Everything here may be called in a signal
+ * handler.  Units: _ns nanoseconds of CLOCK_MONOTONIC.
+ */
+#ifndef LAZYMEM_NATIVE_H
+#define LAZYMEM_NATIVE_H
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static inline uint32_t lm_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline uint64_t lm_load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline void lm_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+static inline void lm_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t lm_swap32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t lm_add32(uint32_t *p, uint32_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t lm_sub32(uint32_t *p, uint32_t v) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t lm_add64(uint64_t *p, uint64_t v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t lm_sub64(uint64_t *p, uint64_t v) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); }
+/* counters that nothing is ordered by */
+static inline void lm_count(uint64_t *p, uint64_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+static inline void lm_or32(uint32_t *p, uint32_t v) { __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
+static inline int lm_cas32(uint32_t *p, uint32_t was, uint32_t is)
+{
+    return __atomic_compare_exchange_n(p, &was, is, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+static inline void lm_and_not64(uint64_t *p, uint64_t v) { __atomic_fetch_and(p, ~v, __ATOMIC_SEQ_CST); }
+static inline int lm_cas64(uint64_t *p, uint64_t was, uint64_t is)
+{
+    return __atomic_compare_exchange_n(p, &was, is, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+static inline int lm_low_bit(uint64_t v) { return __builtin_ctzll(v); }
+static inline int lm_high_bit(uint64_t v) { return 63 - __builtin_clzll(v); }
+
+static inline void lm_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* The one load that benchmarks time: it must happen, and happen here. */
+static inline unsigned char lm_touch(const void *p) { return *(const volatile unsigned char *)p; }
+
+static inline uint64_t lm_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline void lm_sleep_ns(uint64_t ns)
+{
+    struct timespec t = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+    nanosleep(&t, NULL);
+}
+
+/* 0 woken (perhaps for nothing), -EAGAIN the word had changed, -ETIMEDOUT, -EINTR.  shared: the word lies in memory that
+ * other processes map. */
+static inline int lm_futex_wait(uint32_t *word, uint32_t seen, uint64_t timeout_ns)
+{
+    struct timespec t = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
+    return syscall(SYS_futex, word, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, seen, &t, NULL, 0) ? -errno : 0;
+}
+
+static inline void lm_futex_wake(uint32_t *word, int waiters)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, waiters, NULL, NULL, 0);
+}
+
+static inline int lm_errno_get(void) { return errno; }
+static inline void lm_errno_set(int value) { errno = value; }
+
+static inline uint32_t lm_gettid(void) { return (uint32_t)syscall(SYS_gettid); }
+static inline int lm_thread_is_gone(uint32_t tid) { return syscall(SYS_tgkill, getpid(), tid, 0) != 0 && errno == ESRCH; }
+static inline int lm_signal_thread(uint32_t tid, int sig) { return (int)syscall(SYS_tgkill, getpid(), tid, sig); }
+
+/* An errno in words, where the C library can say so in a signal handler; else NULL. */
+static inline const char *lm_errno_text(int error)
+{
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 32)
+    extern const char *strerrordesc_np(int);
+    return strerrordesc_np(error);
+#else
+    (void)error;
+    return NULL;
+#endif
+}
+
+/* Thread-local words that a signal handler may read: initial-exec storage is part of the thread's own block, where the
+ * default model of a shared object may call malloc at a thread's first access. */
+#define LM_THREAD_LOCAL static __thread __attribute__((tls_model("initial-exec")))
+
+#endif

@@ -1,0 +1,41 @@
+# The words of native.h, for cimport.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "native.h" nogil:
+    uint32_t lm_load32(const uint32_t *p)
+    uint64_t lm_load64(const uint64_t *p)
+    void lm_store32(uint32_t *p, uint32_t v)
+    void lm_store64(uint64_t *p, uint64_t v)
+    uint32_t lm_swap32(uint32_t *p, uint32_t v)
+    uint32_t lm_add32(uint32_t *p, uint32_t v)
+    uint32_t lm_sub32(uint32_t *p, uint32_t v)
+    uint64_t lm_add64(uint64_t *p, uint64_t v)
+    uint64_t lm_sub64(uint64_t *p, uint64_t v)
+    void lm_count(uint64_t *p, uint64_t v)
+    void lm_or32(uint32_t *p, uint32_t v)
+    bint lm_cas32(uint32_t *p, uint32_t was, uint32_t now)
+    void lm_and_not64(uint64_t *p, uint64_t v)
+    bint lm_cas64(uint64_t *p, uint64_t was, uint64_t now)
+    int lm_low_bit(uint64_t v)
+    int lm_high_bit(uint64_t v)
+    void lm_pause()
+    unsigned char lm_touch(const void *p)
+    uint64_t lm_now_ns()
+    void lm_sleep_ns(uint64_t ns)
+    int lm_futex_wait(uint32_t *word, uint32_t seen, uint64_t timeout_ns)
+    void lm_futex_wake(uint32_t *word, int waiters)
+    uint32_t lm_gettid()
+    bint lm_thread_is_gone(uint32_t tid)
+    int lm_signal_thread(uint32_t tid, int sig)
+    const char *lm_errno_text(int error)
+    int lm_errno_get()
+    void lm_errno_set(int value)
+
+
+# libc.errno lacks some of these in Cython 3.
+cdef extern from "errno.h" nogil:
+    int errno
+    enum:
+        EACCES, EAGAIN, EBADF, EBUSY, EDEADLK, EDQUOT, EEXIST, EFAULT, EINTR, EINVAL, EIO, ELOOP, ENODATA, ENOENT, ENOMEM
+        ENOSYS, EPERM, EPROTO, ESHUTDOWN, ESTALE, ETIMEDOUT

@@ -1,0 +1,68 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from lazymem.core.source cimport Source
+from lazymem.core.uffd cimport CopyCounts
+
+cdef enum Delivery:
+    THREADS = 0
+    INLINE = 1
+
+cdef enum Kind:
+    ANONYMOUS = 0        # private memory of the process; shared memory comes later
+
+cdef enum Status:
+    FREED = 0            # the slot is nobody's
+    LIVE = 1
+    CLOSED = 2           # PROT_NONE; kept so that a touch can be told what it hit
+    LOST = 3             # the same, in a forked child that did not get it
+
+cdef enum:
+    NAME_NBYTES = 120
+    BUCKETS = 64         # of the latency histogram: bucket i counts [2**i, 2**(i+1)) ns
+
+ctypedef struct Counters:
+    uint64_t taken       # faults: taken = filled + joined + failed
+    uint64_t filled
+    uint64_t joined
+    uint64_t failed
+    uint64_t blocks      # fills, whoever asked
+    uint64_t asked       # bytes asked of the source
+    uint64_t used        # bytes of them that were put into the region
+    uint64_t refilled    # blocks resident in the table and absent in the kernel
+    CopyCounts copy
+    uint64_t latency[BUCKETS]
+
+ctypedef struct Region:
+    uint64_t base        # address, bytes; page aligned
+    uint64_t nbytes      # of the source's bytes
+    uint64_t map_nbytes  # of the mapping: nbytes rounded up to pages, at least one
+    uint64_t block_nbytes
+    uint64_t nblocks
+    uint32_t *words      # the block table
+    Source source
+    int uffd
+    int delivery
+    int kind
+    bint writable
+    uint32_t status
+    uint32_t users       # threads on the fill path, and lookups; memory and source outlive them
+    uint64_t id          # never reused
+    uint64_t timeout_ns  # how long to wait for a block that another thread fetches
+    uint32_t retries
+    uint32_t arrays      # LazyArray instances whose memory this is
+    uint32_t exports     # buffers handed out
+    void *owner          # the Python object, borrowed; only with the GIL
+    Region *next_free
+    char name[NAME_NBYTES]
+    uint64_t held        # bytes of memory that fills have put here
+    Counters counters
+
+cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, int uffd, int delivery, int kind,
+                           bint writable, uint64_t timeout_ns, uint32_t retries, const char *name, int *error) noexcept nogil
+cdef Region *region_enter(uint64_t addr) noexcept nogil
+cdef void region_leave(Region *r) noexcept nogil
+cdef Region *region_numbered(uint64_t id) noexcept nogil
+cdef Region *region_at(uint64_t addr) noexcept nogil
+cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil
+cdef bint region_free(Region *r) noexcept nogil
+cdef void regions_forget() noexcept nogil

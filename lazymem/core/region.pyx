@@ -1,0 +1,399 @@
+"""Which region is at this address, and how does one come and go?
+
+The registry. A fault knows an address and must find its region without a lock, in a signal handler too. Regions lie in a
+sorted array read under a sequence lock: writers (creating, freeing) make the sequence odd, change the array, make it even;
+readers look again if it moved. The readers never write there, so they scale. What they may read stale never goes away: an outgrown
+array is kept (it doubles, so all old ones together are no larger than the new one), and Region structures are reused but never
+given back. So a reader 1. finds a candidate, 2. enters it (users++), 3. checks that it is still a region and covers the
+address; a slot is reused only while nobody is in it.
+A writer blocks signals, so that no handler of the same thread can look for a region while the sequence is odd.
+
+Closing follows one order: 1. status CLOSED: nobody new starts a fill; 2. PROT_NONE memory over the range, atomically: what was there is freed,
+no touch can see zeros; 3. wait until nobody is in it; 4. wake whoever sleeps on its faults: they touch again and are stopped.
+"""
+from libc.string cimport memcpy, memmove, memset, strncpy
+
+from lazymem.core.native cimport *
+from lazymem.core.table cimport table_create, table_destroy
+from lazymem.core.uffd cimport page_nbytes, uffd_register, uffd_wake
+
+
+cdef extern from "native.h" nogil:
+    void *mmap(void *, size_t, int, int, int, long)
+    int munmap(void *, size_t)
+    int madvise(void *, size_t, int)
+    int mprotect(void *, size_t, int)
+    int munlock(const void *, size_t)
+    int PROT_NONE, PROT_READ, PROT_WRITE
+    int MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED, MAP_FIXED_NOREPLACE
+    int MADV_DONTFORK
+    void *MAP_FAILED
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <signal.h>
+    static pthread_mutex_t lm_registry_lock = PTHREAD_MUTEX_INITIALIZER;
+    static inline void lm_registry_enter(sigset_t *before)
+    {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, before);
+        pthread_mutex_lock(&lm_registry_lock);
+    }
+    static inline void lm_registry_exit(const sigset_t *before)
+    {
+        pthread_mutex_unlock(&lm_registry_lock);
+        pthread_sigmask(SIG_SETMASK, before, NULL);
+    }
+    static inline void lm_registry_lock_anew(void) { pthread_mutex_init(&lm_registry_lock, NULL); }
+    """
+    ctypedef struct sigset_t:
+        pass
+    void lm_registry_enter(sigset_t *before) noexcept nogil
+    void lm_registry_exit(const sigset_t *before) noexcept nogil
+    void lm_registry_lock_anew() noexcept nogil
+
+# Huge pages, once we use them, need regions that start where they do.
+cdef uint64_t ALIGN_NBYTES = 2 << 20
+
+ctypedef struct Entry:
+    uint64_t base
+    Region *region
+
+cdef uint64_t _sequence = 0
+cdef Entry *_entries = NULL
+cdef uint64_t _count = 0
+cdef uint64_t _capacity = 0
+cdef Region *_free_regions = NULL
+cdef uint64_t _next_id = 1
+
+
+cdef void *_pages(uint64_t nbytes) noexcept nogil:
+    cdef void *p = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if p == MAP_FAILED else p
+
+
+cdef bint _insert(Region *r) noexcept nogil:
+    """Thread: the writer, registry entered. Return: False when there is no memory."""
+    cdef Entry *grown
+    cdef uint64_t i, capacity
+    if _count == _capacity:
+        capacity = 256 if _capacity == 0 else _capacity * 2
+        grown = <Entry *>_pages(capacity * sizeof(Entry))
+        if grown == NULL:
+            return False
+        memcpy(grown, _entries, _count * sizeof(Entry))
+        global_set(grown, capacity)
+    i = 0
+    while i < _count and _entries[i].base < r.base:
+        i += 1
+    sequence_moves()
+    memmove(&_entries[i + 1], &_entries[i], (_count - i) * sizeof(Entry))
+    _entries[i].base = r.base
+    _entries[i].region = r
+    count_set(_count + 1)
+    sequence_moves()
+    return True
+
+
+cdef void global_set(Entry *grown, uint64_t capacity) noexcept nogil:
+    global _entries, _capacity
+    sequence_moves()
+    _entries = grown  # the old array stays for readers that still look at it
+    _capacity = capacity
+    sequence_moves()
+
+
+cdef void count_set(uint64_t count) noexcept nogil:
+    global _count
+    _count = count
+
+
+cdef void sequence_moves() noexcept nogil:
+    lm_add64(&_sequence, 1)
+
+
+cdef void _remove(Region *r) noexcept nogil:
+    """Thread: the writer, registry entered."""
+    cdef uint64_t i = 0
+    while i < _count and _entries[i].region != r:
+        i += 1
+    if i == _count:
+        return
+    sequence_moves()
+    memmove(&_entries[i], &_entries[i + 1], (_count - i - 1) * sizeof(Entry))
+    count_set(_count - 1)
+    sequence_moves()
+
+
+cdef Region *_candidate(uint64_t addr) noexcept nogil:
+    """The region with the greatest base that is not above `addr`, as the registry stands. GIL: never. Blocks: no."""
+    cdef uint64_t before, low, high, middle
+    cdef Entry *entries
+    cdef Region *found
+    while True:
+        before = lm_load64(&_sequence)
+        if before & 1:
+            lm_pause()
+            continue
+        entries = _entries
+        low = 0
+        high = _count
+        found = NULL
+        while low < high:
+            middle = (low + high) // 2
+            if entries[middle].base <= addr:
+                found = entries[middle].region
+                low = middle + 1
+            else:
+                high = middle
+        if lm_load64(&_sequence) == before:
+            return found
+
+
+cdef Region *region_enter(uint64_t addr) noexcept nogil:
+    """Find the region at an address and keep it from going away, until `region_leave`.
+
+    The address just behind a region is its own too (an empty view at the end points there; a guard page lies there).
+    Return: NULL when the address is not ours. Closed regions are found. GIL: never. Blocks: no. Thread: any.
+    """
+    cdef Region *r = _candidate(addr)
+    if r == NULL:
+        return NULL
+    lm_add32(&r.users, 1)
+    if lm_load32(&r.status) == FREED or addr < r.base or addr > r.base + r.map_nbytes:
+        lm_sub32(&r.users, 1)
+        return NULL
+    return r
+
+
+cdef void region_leave(Region *r) noexcept nogil:
+    """GIL: never. Blocks: no."""
+    lm_sub32(&r.users, 1)
+
+
+cdef Region *region_at(uint64_t addr) noexcept nogil:
+    """`region_enter` for callers that know the region stays: they hold an array of it, or its owner. GIL: never. Blocks: no."""
+    cdef Region *r = region_enter(addr)
+    if r != NULL:
+        lm_sub32(&r.users, 1)
+    return r
+
+
+cdef Region *region_numbered(uint64_t id) noexcept nogil:
+    """The region with an id, or NULL. Thread: one that knows it stays, or only looks at its name. GIL: any. Blocks: no."""
+    cdef sigset_t before
+    cdef uint64_t i
+    cdef Region *found = NULL
+    lm_registry_enter(&before)
+    for i in range(_count):
+        if _entries[i].region.id == id:
+            found = _entries[i].region
+    lm_registry_exit(&before)
+    return found
+
+
+cdef uint64_t _reserve(uint64_t nbytes) noexcept nogil:
+    """Address space for a region, a guard page on each side, so that neighbours never merge. Return: 0 when there is none."""
+    cdef uint64_t page = page_nbytes(), whole = nbytes + ALIGN_NBYTES + 2 * page, start, base
+    cdef void *p
+    if whole < nbytes:
+        return 0
+    p = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if p == MAP_FAILED:
+        return 0
+    start = <uint64_t>p
+    base = (start + page + ALIGN_NBYTES - 1) & ~(ALIGN_NBYTES - 1)
+    if base - page > start:
+        munmap(p, base - page - start)
+    if start + whole > base + nbytes + page:
+        munmap(<void *>(base + nbytes + page), start + whole - (base + nbytes + page))
+    return base
+
+
+cdef void _release(uint64_t base, uint64_t nbytes) noexcept nogil:
+    munmap(<void *>(base - page_nbytes()), nbytes + 2 * page_nbytes())
+
+
+cdef int _map_region(Region *r) noexcept nogil:
+    """The one place where a region's memory is made. Return: 0 / -errno.
+
+    1. Reserve PROT_NONE: under mlockall(MCL_FUTURE) memory that may be accessed would be filled with zeros at once.
+    2. Not inherited: a child would read zeros where pages are missing. 3. Register: from here on no page appears but by us.
+    4. Unlock (MCL_FUTURE locked it). 5. Allow access: read-only memory is read-only to C code too.
+    An empty array's page stays out of bounds.
+    """
+    cdef int error
+    r.base = _reserve(r.map_nbytes)
+    if r.base == 0:
+        return -ENOMEM
+    madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
+    error = uffd_register(r.uffd, r.base, r.map_nbytes)
+    if error == 0:
+        munlock(<void *>r.base, r.map_nbytes)
+        if r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ | (PROT_WRITE if r.writable else 0)):
+            error = -errno
+    if error:
+        _release(r.base, r.map_nbytes)
+    return error
+
+
+cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, int uffd, int delivery, int kind,
+                           bint writable, uint64_t timeout_ns, uint32_t retries, const char *name, int *error) noexcept nogil:
+    """Make a region, every block missing, and let faults find it.
+
+    Units: block_nbytes a multiple of the page. Return: NULL, and `error` an -errno: -ENOMEM no address space or no memory
+    for it (RLIMIT_AS, overcommit_memory=2, max_map_count), -EINVAL an unknown kind. GIL: any. Blocks: no.
+    """
+    cdef Region *r
+    cdef sigset_t before
+    cdef uint64_t page = page_nbytes()
+    cdef bint inserted
+    if kind != ANONYMOUS:
+        error[0] = -EINVAL
+        return NULL
+    lm_registry_enter(&before)
+    r = _take_slot()
+    lm_registry_exit(&before)
+    if r == NULL:
+        error[0] = -ENOMEM
+        return NULL
+    r.source = source
+    r.nbytes = nbytes
+    r.map_nbytes = (nbytes + page - 1) & ~(page - 1)
+    if r.map_nbytes == 0:
+        r.map_nbytes = page
+    r.block_nbytes = block_nbytes
+    r.nblocks = (nbytes + block_nbytes - 1) // block_nbytes
+    r.uffd = uffd
+    r.delivery = delivery
+    r.kind = kind
+    r.writable = writable
+    r.timeout_ns = timeout_ns
+    r.retries = retries
+    r.arrays = 0
+    r.exports = 0
+    r.owner = NULL
+    r.held = 0
+    memset(&r.counters, 0, sizeof(Counters))
+    strncpy(r.name, name, NAME_NBYTES - 1)
+    r.name[NAME_NBYTES - 1] = 0
+    r.words = table_create(r.nblocks)
+    error[0] = -ENOMEM
+    if r.words != NULL:
+        error[0] = _map_region(r)
+        if error[0]:
+            table_destroy(r.words, r.nblocks)
+    lm_registry_enter(&before)
+    if error[0] == 0:
+        r.id = _take_id()
+        lm_store32(&r.status, LIVE)
+        inserted = _insert(r)
+        if not inserted:
+            lm_store32(&r.status, FREED)
+            _release(r.base, r.map_nbytes)
+            table_destroy(r.words, r.nblocks)
+            error[0] = -ENOMEM
+    if error[0]:
+        _give_slot(r)
+        r = NULL
+    lm_registry_exit(&before)
+    return r
+
+
+cdef Region *_take_slot() noexcept nogil:
+    """Thread: registry entered. A slot that nobody is in; a late lookup may still be leaving one that was freed."""
+    global _free_regions
+    cdef Region *r = _free_regions
+    cdef Region *previous = NULL
+    cdef Region *slab
+    cdef uint64_t i, n = 32
+    while r != NULL and lm_load32(&r.users) != 0:
+        previous = r
+        r = r.next_free
+    if r != NULL:
+        if previous == NULL:
+            _free_regions = r.next_free
+        else:
+            previous.next_free = r.next_free
+        return r
+    slab = <Region *>_pages(n * sizeof(Region))
+    if slab == NULL:
+        return NULL
+    for i in range(1, n):
+        _give_slot(&slab[i])
+    return slab
+
+
+cdef void _give_slot(Region *r) noexcept nogil:
+    """Thread: registry entered."""
+    global _free_regions
+    r.next_free = _free_regions
+    _free_regions = r
+
+
+cdef uint64_t _take_id() noexcept nogil:
+    global _next_id
+    _next_id += 1
+    return _next_id - 1
+
+
+cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
+    """Take the memory away and wait for whoever is on the fill path.
+
+    Return: 0; -ETIMEDOUT somebody is still in a fetch: memory is gone all the same, the source must stay; -ENOMEM the kernel refused.
+    GIL: any. Blocks: until the deadline. Thread: any, once.
+    """
+    cdef uint64_t pause_ns = 1000
+    lm_store32(&r.status, CLOSED)  # 1.
+    if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+            -1, 0) == MAP_FAILED:  # 2.
+        return -errno
+    madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
+    uffd_wake(r.uffd, r.base, r.map_nbytes)
+    while lm_load32(&r.users) != 0:  # 3.
+        if lm_now_ns() >= deadline_ns:
+            return -ETIMEDOUT
+        lm_sleep_ns(pause_ns)
+        if pause_ns < 1000000:
+            pause_ns *= 2
+    uffd_wake(r.uffd, r.base, r.map_nbytes)  # 4. again: a fault may have been queued between 2 and 3
+    return 0
+
+
+cdef bint region_free(Region *r) noexcept nogil:
+    """Give a closed region's address space and table back.
+
+    Return: False while somebody is still in it: call again later. GIL: any. Blocks: no.
+    """
+    cdef sigset_t before
+    lm_registry_enter(&before)
+    _remove(r)                       # 1. nobody finds it any more
+    if lm_load32(&r.users) != 0:     # 2. who found it before?
+        lm_registry_exit(&before)
+        return False
+    lm_store32(&r.status, FREED)
+    _release(r.base, r.map_nbytes)
+    table_destroy(r.words, r.nblocks)
+    r.words = NULL
+    _give_slot(r)
+    lm_registry_exit(&before)
+    return True
+
+
+cdef void regions_forget() noexcept nogil:
+    """In a forked child: its parent's regions were not inherited. Their addresses are taken again at once, so that nothing else can
+    ever be read there. GIL: any. Blocks: no. Thread: the only one."""
+    cdef uint64_t i
+    cdef Region *r
+    lm_registry_lock_anew()
+    if lm_load64(&_sequence) & 1:
+        sequence_moves()
+    for i in range(_count):
+        r = _entries[i].region
+        lm_store32(&r.users, 0)
+        if lm_load32(&r.status) == LIVE:
+            lm_store32(&r.status, LOST)
+        mmap(<void *>r.base, r.map_nbytes, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)

@@ -1,0 +1,33 @@
+from cpython.buffer cimport Py_buffer
+from libc.stdint cimport int64_t, uint64_t
+
+# lazymem.h's lazymem_fetch: 0 or -errno, fills exactly, no GIL.
+ctypedef int (*fetch_t)(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil
+
+ctypedef struct Source:
+    fetch_t fetch
+    void *ctx
+    const char *direct   # not NULL: the bytes lie in memory already and are copied from there, without a fetch
+    bint may_block       # a handler thread hands the reading on before it runs this
+    bint leaf            # never touches a lazy array
+
+ctypedef struct File:
+    int fd
+    uint64_t start       # of the array's first byte in the file, bytes
+    int64_t nbytes       # of the file when it was opened
+    int64_t mtime_ns
+
+cdef class NativeSource:
+    cdef Source source
+    cdef readonly uint64_t nbytes
+    cdef readonly str kind
+
+cdef class MemorySource(NativeSource):
+    cdef Py_buffer _view
+
+cdef class FileSource(NativeSource):
+    cdef File _file
+    cdef readonly tuple stamp
+
+cdef class FunctionSource(NativeSource):
+    cdef object _keep

@@ -1,0 +1,162 @@
+"""Where do a block's bytes come from, without the GIL?
+
+Memory that is already there, a local file, a C function. A source is a `fetch` that fills exactly and returns 0 or -errno; its
+Python object only keeps alive what `fetch` needs.
+"""
+from lazymem.core.native cimport *
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from posix.unistd cimport close
+
+
+cdef extern from *:
+    """
+    #include <sys/stat.h>
+    #include <unistd.h>
+    #include <errno.h>
+    #include <stdint.h>
+    static inline int lm_stamp(int fd, int64_t *nbytes, int64_t *mtime_ns)
+    {
+        struct stat s;
+        if (fstat(fd, &s))
+            return -errno;
+        *nbytes = s.st_size;
+        *mtime_ns = (int64_t)s.st_mtim.tv_sec * 1000000000 + s.st_mtim.tv_nsec;
+        return 0;
+    }
+    """
+    int lm_stamp(int fd, int64_t *nbytes, int64_t *mtime_ns) noexcept nogil
+    ssize_t pread(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
+
+
+cdef int _fetch_file(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Read exactly, and from the file as it was opened.
+
+    The stamp is looked at after the read: a writer changes it before the bytes, so bytes of the new file cannot pass.
+    Return: 0; -ENODATA the file ends here now; -ESTALE it was changed; other -errno.
+    GIL: never. Blocks: on the disk. Source: pread(2).
+    """
+    cdef File *file = <File *>ctx
+    cdef uint64_t done = 0
+    cdef int64_t size_nbytes = 0, mtime_ns = 0
+    cdef ssize_t n
+    cdef int err
+    while done < nbytes:
+        n = pread(file.fd, <char *>dst + done, nbytes - done, <int64_t>(file.start + offset + done))
+        if n > 0:
+            done += <uint64_t>n
+        elif n == 0:
+            return -ENODATA
+        elif errno != EINTR:
+            return -errno
+    err = lm_stamp(file.fd, &size_nbytes, &mtime_ns)
+    if err:
+        return err
+    if size_nbytes != file.nbytes or mtime_ns != file.mtime_ns:
+        return -ESTALE
+    return 0
+
+
+cdef class NativeSource:
+    """A source as the core sees it.
+
+    Attributes
+    ----------
+    nbytes : int, bytes
+    kind : str
+        "memory", "file" or "function".
+    """
+
+
+cdef class MemorySource(NativeSource):
+    """Bytes of any object with a contiguous buffer, held for as long as this lives.
+
+    Parameters
+    ----------
+    exporter : buffer
+
+    Raises
+    ------
+    BufferError, TypeError
+        No contiguous buffer.
+    """
+
+    def __cinit__(self, exporter):
+        PyObject_GetBuffer(exporter, &self._view, PyBUF_SIMPLE)
+        self.kind = "memory"
+        self.nbytes = <uint64_t>self._view.len
+        self.source.direct = <const char *>self._view.buf
+        self.source.leaf = True
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self._view)  # of nothing, if there was no buffer
+
+
+cdef class FileSource(NativeSource):
+    """A local file from `start` on; the descriptor is this object's from now on.
+
+    Parameters
+    ----------
+    fd : int
+    start, nbytes : int, bytes
+        What part of the file it is.
+
+    Attributes
+    ----------
+    stamp : (int, int)
+        Size in bytes and modification time in ns of the file when it was opened.
+
+    Raises
+    ------
+    OSError
+        fstat(2) fails.
+    ValueError
+        The part reaches past the end of the file.
+    """
+
+    def __cinit__(self, int fd, uint64_t start, uint64_t nbytes):
+        self._file.fd = -1
+        cdef int err = lm_stamp(fd, &self._file.nbytes, &self._file.mtime_ns)
+        if err:
+            raise OSError(-err, f"fstat of descriptor {fd}")
+        if start + nbytes < start or start + nbytes > <uint64_t>self._file.nbytes:
+            raise ValueError(f"bytes {start}..{start + nbytes} of a file of {self._file.nbytes} bytes")
+        self._file.fd = fd
+        self._file.start = start
+        self.kind = "file"
+        self.nbytes = nbytes
+        self.stamp = (self._file.nbytes, self._file.mtime_ns)
+        self.source.fetch = _fetch_file
+        self.source.ctx = &self._file
+        self.source.may_block = True
+        self.source.leaf = True
+
+    def close(self):
+        """Close the descriptor. The caller knows that no fetch is running. GIL: kept. Blocks: as close(2) does."""
+        if self._file.fd >= 0:
+            close(self._file.fd)
+            self._file.fd = -1
+
+    def __dealloc__(self):
+        if self._file.fd >= 0:
+            close(self._file.fd)
+
+
+cdef class FunctionSource(NativeSource):
+    """A C function of lazymem.h's type.
+
+    Parameters
+    ----------
+    address, user_data : int
+        Of the function; what it gets as its first argument.
+    nbytes : int, bytes
+    keep : object
+        What must live as long as the function.
+    """
+
+    def __cinit__(self, size_t address, uint64_t nbytes, size_t user_data, keep):
+        self._keep = keep
+        self.kind = "function"
+        self.nbytes = nbytes
+        self.source.fetch = <fetch_t>address
+        self.source.ctx = <void *>user_data
+        self.source.may_block = True

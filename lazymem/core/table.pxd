@@ -1,0 +1,22 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+# One word of 32 bits per block: what it is, whether somebody sleeps on it, and a detail (bits 8-31): the number of the thread
+# that fills it or takes it away, the errno of a fetch that failed.
+cdef enum BlockState:
+    MISSING = 0
+    FILLING = 1
+    RESIDENT = 2
+    DIRTY = 3
+    LEAVING = 4
+    FAILED = 5
+    STATE = 7          # mask of the above
+    WAITERS = 8        # somebody sleeps: whoever changes the word wakes them
+    STANDIN = 16       # with FAILED: zero pages are mapped so that an operation could end; they are not data
+                       # with FILLING: its own source touched it
+    AGAIN = 32         # with FILLING: it was resident, some of its pages may still be
+    DETAIL_SHIFT = 8
+
+cdef uint32_t *table_create(uint64_t nblocks) noexcept nogil
+cdef void table_destroy(uint32_t *words, uint64_t nblocks) noexcept nogil
+cdef void table_publish(uint32_t *word, uint32_t now) noexcept nogil
+cdef int table_wait(uint32_t *word, uint32_t seen, uint64_t deadline_ns) noexcept nogil

@@ -1,0 +1,24 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef enum:
+    CHAIN_MAX = 4      # arrays whose sources may be running inside one another on one thread
+    STANDIN_REGIONS = 4
+
+ctypedef struct Standins:
+    # Blocks [low, high] of one region among which are stand-ins that this thread's failed touches made.
+    uint64_t region_id
+    void *region
+    uint64_t low
+    uint64_t high
+
+ctypedef struct Thread:
+    uint32_t tid
+    uint32_t operations        # LazyArray operations running on it, inside one another
+    uint32_t depth             # sources running on it, inside one another
+    int error                  # errno of the first touch that failed in the outermost of them; further misses fail at once
+    void *chain[CHAIN_MAX]     # the regions of those sources
+    Standins standins[STANDIN_REGIONS]
+
+cdef Thread *thread_self() noexcept nogil
+cdef Thread *thread_find(uint32_t tid) noexcept nogil
+cdef void thread_forget_all() noexcept nogil

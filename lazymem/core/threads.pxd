@@ -1,0 +1,1 @@
+cdef void threads_forget() noexcept nogil

@@ -1,0 +1,183 @@
+"""How does a touch reach us when the toucher sleeps in the kernel?
+
+Handler threads read messages from one userfaultfd for all regions. Leader and followers: exactly one thread, the leader, is in
+read(); the others sleep on the baton. The leader also fills: a touch costs one wake-up. Before it runs a source that may block
+it hands the baton on, so that somebody always reads; a source that cannot block (memory) is run with the baton in hand.
+
+A message for a block that another thread is filling is dropped: that fill's COPY wakes every sleeper of the block, and so does its
+failure. A source that itself touches lazy arrays keeps its thread while another serves that touch; when no follower is left to
+take the baton, a thread is added (LIMIT in all).
+"""
+from posix.unistd cimport close
+
+from lazymem.core.abi cimport *
+from lazymem.core.fill cimport loud_stop, region_touch
+from lazymem.core.native cimport *
+from lazymem.core.region cimport LIVE, Region, region_enter, region_leave
+from lazymem.core.uffd cimport (
+    PRIVILEGE_NONE, page_nbytes, uffd_open, uffd_poison, uffd_read, uffd_wake,
+)
+
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <signal.h>
+    #include <sys/prctl.h>
+    #include <errno.h>
+    /* A detached thread that takes no signals: they are the program's. Return: 0 / -errno. */
+    static int lm_start_thread(void *(*run)(void *), void *argument)
+    {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        sigset_t all, before;
+        int error;
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&attributes, 1 << 20);
+        sigfillset(&all);
+        sigdelset(&all, SIGBUS);   /* a source that touches an inline array */
+        sigdelset(&all, SIGSEGV);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        error = pthread_create(&thread, &attributes, run, argument);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        pthread_attr_destroy(&attributes);
+        return -error;
+    }
+    static inline void lm_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+    """
+    int lm_start_thread(void *(*run)(void *) noexcept nogil, void *argument) noexcept nogil
+    void lm_name_thread(const char *name) noexcept nogil
+    int SIGBUS
+
+cdef enum:
+    LIMIT = 64
+
+cdef int _fd = -1
+cdef int _privilege = PRIVILEGE_NONE
+cdef uint64_t _features = 0
+cdef uint32_t _baton = 0      # 0 free, 1 a thread reads, 2 it does and others sleep for it
+cdef uint32_t _count = 0      # handler threads
+cdef uint32_t _idle = 0       # of them, those that sleep for the baton
+
+
+cdef void _take_baton() noexcept nogil:
+    """Blocks: until nobody else reads."""
+    if lm_cas32(&_baton, 0, 1):
+        return
+    lm_add32(&_idle, 1)
+    while lm_swap32(&_baton, 2) != 0:
+        lm_futex_wait(&_baton, 2, 3600000000000)
+    lm_sub32(&_idle, 1)
+
+
+cdef void _give_baton() noexcept nogil:
+    if lm_swap32(&_baton, 0) == 2:
+        lm_futex_wake(&_baton, 1)
+
+
+cdef void _add_thread_if_none_idle(bint leaf) noexcept nogil:
+    """A source that touches lazy arrays waits for another handler: there must be one."""
+    if leaf or lm_load32(&_idle) != 0 or lm_load32(&_count) >= <uint32_t>LIMIT:
+        return
+    lm_add32(&_count, 1)
+    if lm_start_thread(_handler, NULL):
+        lm_sub32(&_count, 1)
+
+
+cdef void _refuse(Region *r, uint64_t addr, uint32_t tid, int error) noexcept nogil:
+    """A touch that may not go on: poison its page, so that the toucher is stopped, or a system call of its gets EFAULT.
+
+    Kernels before 6.6 cannot poison: there the toucher is sent the signal.
+    """
+    cdef uint64_t page = addr & ~(page_nbytes() - 1)
+    if _features & UFFD_FEATURE_POISON:
+        uffd_poison(_fd, page, page_nbytes())
+        uffd_wake(_fd, page, page_nbytes())
+    else:
+        loud_stop(r, addr, error)
+        lm_signal_thread(tid, SIGBUS)
+
+
+cdef void *_handler(void *unused) noexcept nogil:
+    """The life of a handler thread. GIL: never. Blocks: for ever, between faults."""
+    cdef uffd_msg message
+    cdef Region *r
+    cdef uint64_t page
+    cdef bint leading = False
+    cdef int n, outcome
+    lm_name_thread(b"lazymem-handler")
+    while True:
+        if not leading:
+            _take_baton()
+            leading = True
+        n = uffd_read(_fd, &message)                                     # 1. a message
+        if n < 0:
+            break
+        if n == 0 or message.event != UFFD_EVENT_PAGEFAULT:
+            continue
+        page = message.address & ~(page_nbytes() - 1)
+        r = region_enter(message.address)                                # 2. whose
+        if r == NULL:
+            uffd_wake(_fd, page, page_nbytes())
+            continue
+        if r.source.may_block and lm_load32(&r.status) == LIVE:          # 3. hand the reading on, unless filling is instant
+            _add_thread_if_none_idle(r.source.leaf)
+            _give_baton()
+            leading = False
+        outcome = region_touch(r, message.address, message.ptid, False)  # 4. fill
+        if outcome == -ESHUTDOWN:
+            uffd_wake(_fd, page, page_nbytes())
+        elif outcome < 0:
+            _refuse(r, message.address, message.ptid, -outcome)
+        region_leave(r)
+    _give_baton()
+    lm_sub32(&_count, 1)
+    return NULL
+
+
+cdef void threads_forget() noexcept nogil:
+    """In a forked child: threads and descriptor are the parent's. GIL: any."""
+    global _fd, _privilege, _baton, _count, _idle
+    if _fd >= 0:
+        close(_fd)
+    _fd = -1
+    _privilege = PRIVILEGE_NONE
+    _baton = 0
+    _count = 0
+    _idle = 0
+
+
+def descriptor(uint32_t threads):
+    """The process's userfaultfd for handler threads, opened at the first call, with at least so many threads behind it.
+
+    Returns
+    -------
+    (int, int)
+        Descriptor; privilege: 2 where system calls on absent pages wait for them, 1 where they get EFAULT.
+
+    Raises
+    ------
+    OSError
+        No rung of the ladder can be climbed, or no thread can be started.
+    """
+    global _fd, _privilege, _features
+    cdef int error
+    if _fd < 0:
+        fd = uffd_open(UFFD_FEATURE_THREAD_ID, UFFD_FEATURE_POISON, &_privilege, &_features)
+        if fd < 0:
+            raise OSError(-fd, "userfaultfd")
+        _fd = fd
+    threads = min(threads, <uint32_t>LIMIT)
+    while lm_load32(&_count) < threads:
+        lm_add32(&_count, 1)
+        error = lm_start_thread(_handler, NULL)
+        if error:
+            lm_sub32(&_count, 1)
+            raise OSError(-error, "no handler thread can be started")
+    return _fd, _privilege
+
+
+def state():
+    """Handler threads, and those of them that wait for work behind the reader."""
+    return lm_load32(&_count), lm_load32(&_idle)

@@ -1,0 +1,270 @@
+"""What does the kernel say when asked to do one thing to a userfaultfd?
+
+One function per ioctl, each returning 0 or -errno; the only file that names UFFDIO_*.  Nothing here allocates, locks or
+knows of Python, so all of it may run in a signal handler.  Source: ioctl_userfaultfd(2); the return protocol of COPY as
+verified on 6.18 (partial copies, EEXIST without a wake, VMAs split by somebody's madvise).
+"""
+from posix.fcntl cimport O_CLOEXEC, O_RDWR, open
+from posix.ioctl cimport ioctl
+from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
+
+from lazymem.core.abi cimport *
+from lazymem.core.native cimport *
+
+
+cdef extern from "native.h" nogil:
+    long syscall(long number, ...)
+    int mincore(void *addr, size_t length, unsigned char *vec)
+    int fcntl(int fd, int command, ...)
+    enum:
+        F_DUPFD_CLOEXEC "1030"
+
+# One ioctl moves at most this much: it holds the lock of the mapping, and a longer one would stall every mmap() of the process.
+cdef uint64_t COPY_STEP_NBYTES = 2 << 20
+# A descriptor this high is out of the way of programs that close or reuse the low numbers.
+cdef int HIGH_FD = 512
+
+cdef uint64_t _page_nbytes = <uint64_t>sysconf(_SC_PAGESIZE)
+
+
+cdef uint64_t page_nbytes() noexcept nogil:
+    """Units: bytes. GIL: never. Blocks: no. Thread: any."""
+    return _page_nbytes
+
+
+cdef int _open_rung(int rung) noexcept nogil:
+    """One rung of the ladder: the device, the system call, the system call for user faults only.
+
+    Return: descriptor or -errno. GIL: never. Blocks: no.
+    """
+    cdef int device, fd, err
+    if rung == 0:
+        device = open(b"/dev/userfaultfd", O_RDWR | O_CLOEXEC)
+        if device < 0:
+            return -errno
+        fd = ioctl(device, USERFAULTFD_IOC_NEW, <unsigned long>O_CLOEXEC)
+        err = errno
+        close(device)
+        return fd if fd >= 0 else -err
+    fd = <int>syscall(SYS_userfaultfd, O_CLOEXEC | (UFFD_USER_MODE_ONLY if rung == 2 else 0))
+    return fd if fd >= 0 else -errno
+
+
+cdef int _handshake(int fd, uint64_t wanted, uint64_t *features) noexcept nogil:
+    """UFFDIO_API: once per descriptor, so features are asked on one and used on another."""
+    cdef uffdio_api api
+    api.api = UFFD_API
+    api.features = wanted
+    api.ioctls = 0
+    if ioctl(fd, UFFDIO_API, &api):
+        return -errno
+    features[0] = api.features
+    return 0
+
+
+cdef int uffd_open(uint64_t wanted, uint64_t optional, int *privilege, uint64_t *features) noexcept nogil:
+    """Open a userfaultfd by the first rung that this process may climb.
+
+    `wanted` features must be there, `optional` ones are taken where the kernel has them.
+    Return: descriptor, or the -errno of the last rung (-EINVAL: a wanted feature is missing). `features`: what was enabled.
+    GIL: never. Blocks: no. Thread: any.
+    Source: userfaultfd(2); the fall-through on ENOENT, EACCES, EPERM and ENOSYS alike is what userfaultfd-rs 84 mends.
+    """
+    cdef int rung, fd, high, err = -ENOSYS
+    cdef uint64_t known = 0
+    privilege[0] = PRIVILEGE_NONE
+    for rung in range(3):
+        fd = _open_rung(rung)
+        if fd < 0:
+            err = fd
+            if err in (-ENOENT, -EACCES, -EPERM, -ENOSYS):
+                continue
+            # An old device node or kernel answers EINVAL or ENOTTY: the next rung may still do.
+            if rung < 2:
+                continue
+            return err
+        err = _handshake(fd, 0, &known)
+        close(fd)
+        if err:
+            return err
+        if wanted & ~known:
+            return -EINVAL
+        fd = _open_rung(rung)
+        if fd < 0:
+            return fd
+        err = _handshake(fd, wanted | (optional & known), features)
+        if err:
+            close(fd)
+            return err
+        features[0] = wanted | (optional & known)
+        high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)
+        if high >= 0:  # EINVAL where RLIMIT_NOFILE is lower: stay where we are
+            close(fd)
+            fd = high
+        privilege[0] = PRIVILEGE_USER if rung == 2 else PRIVILEGE_KERNEL
+        return fd
+    return err
+
+
+cdef int uffd_register(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
+    """Ask for the missing faults of a range.
+
+    Units: addr and nbytes page aligned. Return: 0 / -errno. GIL: never. Blocks: no.
+    """
+    cdef uffdio_register request
+    request.range.start = addr
+    request.range.len = nbytes
+    request.mode = UFFDIO_REGISTER_MODE_MISSING
+    request.ioctls = 0
+    return -errno if ioctl(fd, UFFDIO_REGISTER, &request) else 0
+
+
+cdef int uffd_wake(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
+    """Let every thread that waits for a page of the range look again.
+
+    Units: addr and nbytes page aligned. Return: 0 / -errno; 0 too where nothing is mapped. GIL: never. Blocks: no.
+    """
+    cdef uffdio_range request
+    request.start = addr
+    request.len = nbytes
+    return -errno if ioctl(fd, UFFDIO_WAKE, &request) else 0
+
+
+cdef bint page_is_absent(uint64_t addr) noexcept nogil:
+    """Is no page there now? Source: mincore(2). GIL: never. Blocks: no."""
+    cdef unsigned char resident = 0
+    return mincore(<void *>addr, _page_nbytes, &resident) == 0 and not (resident & 1)
+
+
+cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil:
+    """Place `nbytes` at `dst`, page by page atomically, and wake whoever waits for them.
+
+    Pages that are already there keep what they hold. A copy that stops half way is completed, never undone.
+    Units: dst page aligned, nbytes a multiple of the page; src any address.
+    Return: 0 all pages are there; -ENOENT the mapping is gone; -EFAULT src cannot be read; -ENOMEM; other -errno.
+    GIL: never. Blocks: while the mapping changes under us, at most about a second. Thread: any.
+    Source: ioctl_userfaultfd(2) UFFDIO_COPY; behaviour verified case by case in tests/test_uffd.py.
+    """
+    cdef uffdio_copy request
+    cdef uint64_t done = 0, step, limit = COPY_STEP_NBYTES
+    cdef int err, vanished = 0
+    cdef uint64_t backoff_ns = 1000, backed_off_ns = 0
+    while done < nbytes:
+        step = nbytes - done
+        if step > limit:
+            step = limit
+        request.dst = dst + done
+        request.src = src + done
+        request.len = step
+        request.mode = 0
+        request.copy = 0  # untouched by the kernel on EINVAL and ESRCH: never read a stale value
+        if ioctl(fd, UFFDIO_COPY, &request) == 0:
+            done += step
+            continue
+        err = errno
+        if err == EAGAIN:
+            lm_count(&counts.eagain, 1)
+            if request.copy > 0:  # 1. so many are in place and awake; the reason shows itself on the next try
+                done += <uint64_t>request.copy
+                continue
+            if backed_off_ns > 1000000000:  # 2. the mapping is changing
+                return -EAGAIN
+            lm_sleep_ns(backoff_ns)
+            backed_off_ns += backoff_ns
+            if backoff_ns < 1000000:
+                backoff_ns *= 2
+        elif err == EEXIST:  # 3. the first page is there; nothing was copied, nobody was woken
+            lm_count(&counts.eexist, 1)
+            uffd_wake(fd, dst + done, _page_nbytes)
+            if page_is_absent(dst + done) and vanished < 8:
+                vanished += 1  # dropped again behind our back: once more
+                continue
+            if vanished == 8:
+                return -ENOMEM  # "there" and absent for ever is how some kernels say so
+            done += _page_nbytes
+        elif err == ENOENT and limit > _page_nbytes:
+            limit = _page_nbytes  # 4. somebody split the mapping: its pieces take single pages
+        else:
+            return -err
+    return 0
+
+
+cdef int uffd_zero(int fd, uint64_t dst, uint64_t nbytes) noexcept nogil:
+    """Map the zero page over what is absent in a range, and wake its waiters.
+
+    Units: page aligned. Return: 0 / -errno; -EEXIST when a page is there or poisoned. GIL: never. Blocks: no.
+    """
+    cdef uffdio_zeropage request
+    cdef uint64_t done = 0
+    cdef int tries = 0
+    while done < nbytes:
+        request.range.start = dst + done
+        request.range.len = nbytes - done
+        request.mode = 0
+        request.zeropage = 0
+        if ioctl(fd, UFFDIO_ZEROPAGE, &request) == 0:
+            return 0
+        if errno != EAGAIN:
+            return -errno
+        if request.zeropage > 0:
+            done += <uint64_t>request.zeropage
+            continue
+        tries += 1
+        if tries > 1000:
+            return -EAGAIN
+        lm_sleep_ns(10000)
+    return 0
+
+
+cdef int uffd_poison(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
+    """Make every access to the absent pages of a range a SIGBUS (EFAULT in a system call), and wake its waiters.
+
+    A later COPY heals it. Units: page aligned. Return: 0 / -errno. GIL: never. Blocks: no. Since Linux 6.6.
+    """
+    cdef uffdio_poison request
+    request.range.start = addr
+    request.range.len = nbytes
+    request.mode = 0
+    request.updated = 0
+    return -errno if ioctl(fd, UFFDIO_POISON, &request) else 0
+
+
+cdef int uffd_read(int fd, uffd_msg *message) noexcept nogil:
+    """Wait for one message. One, not a batch: a batch would tie strangers' faults to one thread's slow source.
+
+    Return: 1; 0 nothing (interrupted); -errno the descriptor is no longer ours. GIL: never. Blocks: until a fault.
+    """
+    cdef ssize_t n = read(fd, message, sizeof(uffd_msg))
+    if n == sizeof(uffd_msg):
+        return 1
+    if n < 0 and errno not in (EAGAIN, EINTR):
+        return -errno
+    return 0 if n < 0 else -EBADF
+
+
+def probe():
+    """Which rungs of the ladder can be climbed, and what the kernel offers on them.
+
+    Returns
+    -------
+    list of (str, int, int)
+        Rung, 0 or the errno it answers, features (a bit mask).
+
+    Notes
+    -----
+    Blocks: no. GIL: kept.
+    """
+    cdef int rung, fd, err
+    cdef uint64_t features
+    rungs = []
+    for rung, name in enumerate(("/dev/userfaultfd", "userfaultfd(2)", "userfaultfd(2), user faults only")):
+        features = 0
+        fd = _open_rung(rung)
+        err = 0
+        if fd < 0:
+            err = -fd
+        else:
+            err = -_handshake(fd, 0, &features)
+            close(fd)
+        rungs.append((name, err, features))
+    return rungs

@@ -1,0 +1,45 @@
+"""What do the public names do where lazymem cannot work? They exist, and say why."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from lazymem import system
+from lazymem.providers.cfunction import CFunction as _CFunction
+from lazymem.stats import Stats
+
+
+class LazyArray:
+    """No instance of it exists on this system."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse()
+
+
+class Region(LazyArray):
+    """No instance of it exists on this system."""
+
+
+class CFunction(_CFunction):
+    """Refused, as every constructor is."""
+
+    def __init__(self, fn: Any, nbytes: int, user_data: Any = None) -> None:
+        _refuse()
+
+
+def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    system.require()
+    raise AssertionError("this module is for systems without userfaultfd")
+
+
+def is_lazy(x: Any) -> bool:
+    """Nothing is, here."""
+    return False
+
+
+open = memmap = from_provider = populate = prefetch = region = residency = stats = close = get_include = _refuse
+
+__all__ = [
+    "CFunction", "LazyArray", "Region", "Stats", "close", "from_provider", "get_include", "is_lazy", "memmap", "open", "populate",
+    "prefetch", "region", "residency", "stats",
+]  # fmt: skip

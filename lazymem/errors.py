@@ -1,0 +1,51 @@
+"""What can be raised?"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+__all__ = ["PageError", "UnsupportedPlatform", "page_error"]
+
+
+class UnsupportedPlatform(NotImplementedError):
+    """This system has no userfaultfd that lazymem can use."""
+
+
+class PageError(OSError):
+    """A block could not be fetched.
+
+    Attributes
+    ----------
+    errno : int
+        What the source or the kernel answered.
+    name : str
+        Of the array.
+    source : str
+        "memory", "file" or "function".
+    start, stop : int, bytes
+        What part of the array's source is not there.
+    block : int
+        Its number.
+    """
+
+    name: str
+    source: str
+    start: int
+    stop: int
+    block: int
+
+
+def page_error(
+    name: str, source: str, block: int, start: int, stop: int, errno: int, cause: str, advice: str = ""
+) -> PageError:
+    """Build the exception for one failed block; the caller raises it."""
+    code = _errno.errorcode.get(errno, str(errno))
+    error = PageError(
+        errno, f"array {name!r}: block {block} (bytes {start}..{stop}) could not be fetched: {cause} ({code}){advice}"
+    )
+    error.name = name
+    error.source = source
+    error.block = block
+    error.start = start
+    error.stop = stop
+    return error

@@ -1,0 +1,111 @@
+"""What is an array in a file: where its bytes begin, and how to read them?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An array's place in a file.
+
+    Attributes
+    ----------
+    start : int, bytes
+        Of its first byte in the file.
+    dtype : numpy.dtype
+    shape : tuple of int
+    order : str
+        "C" or "F".
+    """
+
+    start: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: str
+
+    @property
+    def nbytes(self) -> int:
+        """Of its elements, bytes."""
+        return count(self.shape) * self.dtype.itemsize
+
+
+def count(shape: tuple[int, ...]) -> int:
+    """How many elements a shape has, as an int that cannot overflow."""
+    n = 1
+    for length in shape:
+        n *= length
+    return n
+
+
+def dtype_of(dtype: Any) -> np.dtype[Any]:
+    """Read a dtype, refusing those whose elements are Python objects.
+
+    Raises
+    ------
+    TypeError
+        No dtype, or one with objects, or of no size.
+    """
+    made = np.dtype(dtype)
+    if made.hasobject:
+        raise TypeError(
+            f"dtype {made} holds Python objects: their bytes are addresses, which mean nothing outside the process that made them"
+        )
+    if made.itemsize == 0:
+        raise TypeError(f"dtype {made!r} has elements of no size: give a length, such as 'S8'")
+    return made
+
+
+def shape_of(shape: Any, dtype: np.dtype[Any], available_nbytes: int | None, what: str) -> tuple[int, ...]:
+    """Read a shape; None, or one -1, is made to fill what is available.
+
+    Parameters
+    ----------
+    shape : int, sequence of int, or None
+    dtype : numpy.dtype
+    available_nbytes : int, bytes, or None
+        None: as much as is asked for.
+    what : str
+        Of whose shape an error speaks.
+
+    Raises
+    ------
+    ValueError
+        Negative, more than is available, not a whole number of elements, or more than an address space.
+    """
+    given = (-1,) if shape is None else shape
+    if hasattr(given, "__index__"):
+        given = (given,)
+    try:
+        lengths = tuple(int(n.__index__()) for n in given)
+    except (TypeError, AttributeError):
+        raise TypeError(f"shape={shape!r}: give an int or a sequence of ints") from None
+    unknown = [i for i, n in enumerate(lengths) if n == -1]
+    if any(n < -1 for n in lengths) or len(unknown) > 1:
+        raise ValueError(f"shape={shape!r}: lengths are 0 or more; one may be -1")
+    if unknown:
+        if available_nbytes is None:
+            raise ValueError(f"shape={shape!r}: {what} has no length of its own, so every length must be given")
+        row = count(tuple(n for n in lengths if n != -1)) * dtype.itemsize
+        if row == 0 or available_nbytes % row:
+            raise ValueError(
+                f"shape={shape!r}: {available_nbytes} bytes of {what} are no whole number of "
+                f"{row} bytes ({dtype}{'' if len(lengths) == 1 else ' rows'})"
+            )
+        lengths = tuple(available_nbytes // row if n == -1 else n for n in lengths)
+    wanted = count(lengths) * dtype.itemsize
+    if wanted >= 1 << 63 or any(n >= 1 << 63 for n in lengths):
+        raise ValueError(f"shape={shape!r} of {dtype} is {wanted} bytes: more than an address space")
+    if available_nbytes is not None and wanted > available_nbytes:
+        raise ValueError(f"shape={shape!r} of {dtype} needs {wanted} bytes, but {what} has {available_nbytes}")
+    return lengths
+
+
+def order_of(order: Any) -> str:
+    """Read "C" or "F"."""
+    if order not in ("C", "F"):
+        raise ValueError(f"order={order!r}: give 'C' or 'F'")
+    return str(order)

@@ -1,0 +1,55 @@
+"""Where in a .npy file does its array begin? numpy's own reader says."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+from numpy.lib import format as npy
+
+from lazymem.formats.layout import Layout, dtype_of
+
+SUFFIX = ".npy"
+MAGIC = b"\x93NUMPY"
+# A header is some hundred bytes; a structured dtype of ten thousand fields is still below this.
+_HEADER_MAX_NBYTES = 1 << 20
+
+
+def read_layout(fd: int, file_nbytes: int, name: str) -> Layout:
+    """Read the header.
+
+    Parameters
+    ----------
+    fd : int
+        Read by pread(2): its position does not matter and does not move.
+    file_nbytes : int, bytes
+    name : str
+        For errors.
+
+    Raises
+    ------
+    ValueError
+        No .npy file, a damaged one, or one that ends before its array does.
+    TypeError
+        Its elements are Python objects.
+    """
+    head = io.BytesIO(os.pread(fd, _HEADER_MAX_NBYTES, 0))
+    try:
+        version = npy.read_magic(head)
+        readers: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        if version in readers:
+            shape, fortran, dtype = readers[version](head, max_header_size=_HEADER_MAX_NBYTES)
+        else:
+            # 3.0 is 2.0 with UTF-8 field names; numpy's public readers stop at 2.0.
+            shape, fortran, dtype = npy._read_array_header(head, version, max_header_size=_HEADER_MAX_NBYTES)  # type: ignore[attr-defined]
+    except Exception as error:
+        raise ValueError(f"{name}: not a readable .npy file: {error}") from error
+    dtype = dtype_of(dtype)
+    layout = Layout(head.tell(), dtype, shape, "F" if fortran else "C")
+    if layout.start + layout.nbytes > file_nbytes:
+        raise ValueError(
+            f"{name}: its header promises {layout.nbytes} bytes of data (shape {shape}, {dtype}), "
+            f"but {max(0, file_nbytes - layout.start)} follow it: the file was cut short"
+        )
+    return layout

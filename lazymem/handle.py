@@ -1,0 +1,151 @@
+"""What is behind an array: the region, as users see it?"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lazymem.core import inline
+from lazymem.core.memory import Memory
+from lazymem.stats import Stats, human, read_stats
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lazymem.lazyarray import LazyArray
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How another process makes the same region: a local file, and what it must still look like.
+
+    Attributes
+    ----------
+    path : str
+        Absolute.
+    start, nbytes : int, bytes
+        Which part of the file.
+    stamp : (int, int)
+        Size in bytes, modification time in ns.
+    mode : str
+    options : dict
+        As the constructor takes them.
+    """
+
+    path: str
+    start: int
+    nbytes: int
+    stamp: tuple[int, int]
+    mode: str
+    options: dict[str, Any]
+
+
+class Region(Memory):
+    """The memory behind one lazy array: `lazymem.region(x)`.
+
+    Not made by users. Arrays hold it; holding it does not keep an array alive, but keeps its memory.
+
+    Attributes
+    ----------
+    name : str
+        Of the array.
+    nbytes, block_nbytes : int, bytes
+        Of the source; of a block.
+    nblocks : int
+    delivery : str
+        "threads" or "inline".
+    kernel_faults : bool
+        Do system calls wait for absent pages? Else they get EFAULT.
+    mode : str
+        "r" or "c".
+    filename : str or None
+    offset : int, bytes
+        Of the array in that file.
+    closed : bool
+    """
+
+    mode: str
+    kernel_faults: bool
+    filename: str | None
+    offset: int
+    recipe: Recipe | str
+    threads: int
+    _root: weakref.ref[np.ndarray[Any, Any]] | None
+    _array: weakref.ref[LazyArray] | None
+    _root_references: int
+
+    # Memory.__cinit__ takes the arguments; the rest is set by arrays.py.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._root = None
+        self._array = None
+        self._root_references = 0
+
+    def remember(self, root: np.ndarray[Any, Any], array: LazyArray) -> None:
+        """Note root and array. The caller lets go of the root, then calls `calibrate`."""
+        self._root = weakref.ref(root)
+        self._array = weakref.ref(array)
+
+    def calibrate(self) -> None:
+        """Count the root's references while nobody views the array, for `views` to compare with."""
+        self._root_references = self._count_root()
+
+    def _count_root(self) -> int:
+        root = self._root() if self._root is not None else None
+        return sys.getrefcount(root) if root is not None else self._root_references
+
+    def views(self, closing: LazyArray | None = None) -> int:
+        """How many views would lose their memory: other LazyArrays, and plain arrays of `numpy.asarray`.
+
+        Parameters
+        ----------
+        closing : LazyArray, optional
+            One that is being closed, and does not count.
+
+        Notes
+        -----
+        Plain views are counted by the references to a hidden plain array that they all share as base. A second name for the
+        array, or a torch tensor made of it, holds the array itself, and cannot be told from a name.
+        """
+        lazy = self.arrays
+        array = self._array() if self._array is not None else None
+        if array is not None:
+            lazy -= 1
+        if closing is not None and closing is not array:
+            lazy -= 1
+        return lazy + self._count_root() - self._root_references
+
+    def close(self, closing: LazyArray | None = None) -> None:
+        """Take the memory and the file descriptor away now.
+
+        Raises
+        ------
+        BufferError
+            Views or exported buffers are alive; their number is named.
+        TimeoutError
+            A fetch is still running after 5 s: memory is gone, the descriptor goes when that ends.
+
+        Notes
+        -----
+        Afterwards operations on the array raise ValueError. Touching its memory, through a second name's plain view say, ends the
+        process by SIGSEGV, with a message. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
+        """
+        if self.closed:
+            return
+        views, exports = self.views(closing), self.exports
+        if views or exports:
+            alive = " and ".join(
+                f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((views, "view"), (exports, "exported buffer")) if n
+            )
+            raise BufferError(f"array {self.name!r} cannot be closed: {alive} of it {'is' if views + exports == 1 else 'are'} alive")
+        inline.take_signals(segv=True)
+        self.end()
+
+    def stats(self) -> Stats:
+        """Its counters now. Blocks: no. GIL: kept."""
+        return read_stats(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.delivery}, blocks of {human(self.block_nbytes)}"
+        return f"<lazymem.Region {self.name!r}, {human(self.nbytes)}, mode {self.mode!r}, {state}>"

@@ -1,0 +1,192 @@
+"""What do numpy's methods do on a lazy array?
+
+Three kinds: those that compute or copy run on a plain view, as one operation, so that their results are plain and a failed
+fetch is their PageError; those that view stay lazy; those that hand bytes to the system fetch them first, in pieces.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lazymem.core import lazyarray as core
+from lazymem.core.memory import begin_operation, end_operation
+
+# One system call is given this much at a time, so that a file larger than memory can be written.
+PIECE_NBYTES = 32 << 20
+
+_ON_PLAIN = (
+    "all", "any", "argmax", "argmin", "argpartition", "argsort", "astype", "byteswap", "choose", "clip", "compress", "conj",
+    "conjugate", "copy", "cumprod", "cumsum", "dot", "fill", "flatten", "item", "itemset", "max", "mean", "min", "nonzero",
+    "partition", "prod", "ptp", "put", "repeat", "round", "searchsorted", "setfield", "sort", "std", "sum", "take", "tobytes",
+    "tolist", "tostring", "trace", "var", "__complex__", "__contains__", "__copy__", "__deepcopy__", "__format__",
+)  # fmt: skip
+_ON_VIEW = ("diagonal", "ravel", "reshape", "squeeze")
+
+
+class LazyArray(core.LazyBase):  # type: ignore[misc, valid-type]
+    """A numpy array whose memory is filled when it is touched.
+
+    Made by `lazymem.open`, `lazymem.memmap` and the other constructors, never directly. It is an `ndarray` in every respect; what
+    differs:
+
+    - Views of it are LazyArrays; copies and results of arithmetic are plain arrays, reductions numpy scalars.
+      `numpy.asarray(a)` is a plain view in no time, and still lazy.
+    - A block that cannot be fetched makes operations on a LazyArray raise `PageError`. On a plain view nothing can raise in the
+      middle of an access to memory: the process ends, by SIGBUS, with a message that names array, block and cause.
+      `lazymem.populate` fetches beforehand, and raises.
+    - It pickles as a recipe (file, stamp, shape), not as its bytes; a plain view of it pickles as numpy does, its bytes.
+    - `with lazymem.open(path) as a:` closes it at the end.
+
+    Attributes
+    ----------
+    filename : str or None
+        As numpy.memmap's.
+    offset : int, bytes
+        Of the array in the file, as numpy.memmap's.
+    mode : str
+        "r" or "c", as numpy.memmap's.
+    """
+
+    __slots__ = ()
+
+    @property
+    def filename(self) -> str | None:
+        owner = core.owner(self)
+        return owner.filename if owner is not None else None
+
+    @property
+    def offset(self) -> int | None:
+        owner = core.owner(self)
+        return owner.offset if owner is not None else None
+
+    @property
+    def mode(self) -> str | None:
+        owner = core.owner(self)
+        return owner.mode if owner is not None else None
+
+    def flush(self) -> None:
+        """Do nothing, as numpy.memmap does in modes "r" and "c": private changes are written nowhere."""
+
+    def close(self) -> None:
+        """`lazymem.close(self)`."""
+        owner = core.owner(self)
+        if owner is not None:
+            owner.close(self)
+
+    def __enter__(self) -> LazyArray:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def tofile(self, fid: Any, sep: str = "", format: str = "%s") -> None:
+        """As ndarray's, in pieces: what is written is fetched first, so that no system call meets an absent page.
+
+        Raises
+        ------
+        PageError
+            A block could not be fetched; what lies before it has been written.
+
+        Notes
+        -----
+        Blocks: on source and file. GIL: released meanwhile.
+        """
+        if sep:
+            core.run_plain(np.ndarray.tofile, self, (fid,), {"sep": sep, "format": format})
+        elif hasattr(fid, "write"):
+            _write_pieces(self, fid)
+        else:
+            with open(os.fspath(fid), "wb", buffering=0) as f:
+                _write_pieces(self, f)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        from lazymem.recipes import reduce_array
+
+        return reduce_array(self, protocol)
+
+    def __reduce__(self) -> Any:
+        return self.__reduce_ex__(2)
+
+    @property
+    def real(self) -> Any:
+        return core.run_view(np.ndarray.real.__get__, self, (), {})
+
+    @real.setter
+    def real(self, value: Any) -> None:
+        core.run_plain(np.ndarray.real.__set__, self, (value,), {})
+
+    @property
+    def imag(self) -> Any:
+        return core.run_view(np.ndarray.imag.__get__, self, (), {})
+
+    @imag.setter
+    def imag(self, value: Any) -> None:
+        core.run_plain(np.ndarray.imag.__set__, self, (value,), {})
+
+    def __repr__(self) -> str:
+        return self._text(np.ndarray.__repr__)
+
+    def __str__(self) -> str:
+        return self._text(np.ndarray.__str__)
+
+    def _text(self, write: Callable[[Any], str]) -> str:
+        owner = core.owner(self)
+        if owner is not None and owner.closed:
+            return f"<closed LazyArray of {owner.name!r}, shape {self.shape}, {self.dtype}>"
+        sequence = begin_operation()
+        try:
+            return write(self)
+        finally:
+            end_operation(sequence, (core.bounds(self),))
+
+
+def _write_pieces(array: LazyArray, file: Any) -> None:
+    owner = core.owner(array)
+    if array.size == 0:
+        return
+    if not array.flags.c_contiguous:
+        if array.ndim == 1 or array[0].nbytes <= PIECE_NBYTES:
+            rows = max(1, PIECE_NBYTES // max(1, array.nbytes // len(array)))
+            for i in range(0, len(array), rows):
+                _write_all(file, np.ascontiguousarray(array[i : i + rows].copy()))
+        else:
+            for row in array:
+                _write_pieces(row, file)
+        return
+    flat = np.asarray(array).reshape(-1).view("u1") if array.ndim else np.asarray(array).reshape(1).view("u1")
+    for i in range(0, flat.size, PIECE_NBYTES):
+        piece = flat[i : i + PIECE_NBYTES]
+        if owner is not None:
+            low, high = core.bounds(piece)
+            owner.populate(low - owner.address, high - owner.address)
+        _write_all(file, piece)
+
+
+def _write_all(file: Any, piece: np.ndarray[Any, Any]) -> None:
+    left = memoryview(piece).cast("B")
+    while left:
+        done = file.write(left)  # a raw file may take less than it is given
+        left = left[done:] if done is not None else left[:0]
+
+
+def _forward(run: Callable[..., Any], name: str) -> Callable[..., Any]:
+    method = getattr(np.ndarray, name)
+
+    @functools.wraps(method)
+    def forwarded(self: LazyArray, *args: Any, **kwargs: Any) -> Any:
+        return run(method, self, args, kwargs)
+
+    return forwarded
+
+
+for _name in _ON_PLAIN:
+    if hasattr(np.ndarray, _name):  # some belong to numpy 1, some to 2
+        setattr(LazyArray, _name, _forward(core.run_plain, _name))
+for _name in _ON_VIEW:
+    setattr(LazyArray, _name, _forward(core.run_view, _name))
+LazyArray.__module__ = "lazymem"

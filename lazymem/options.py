@@ -1,0 +1,135 @@
+"""What may a constructor be told, and what does it mean?
+
+Every constructor takes the same keyword options; none is ever required.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
+
+_UNITS = {
+    "": 1, "B": 1,
+    "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+}  # fmt: skip
+_MODES = {
+    "r": "r", "readonly": "r", "c": "c", "copyonwrite": "c",
+    "r+": "r+", "readwrite": "r+", "w+": "w+", "write": "w+",
+}  # fmt: skip
+BLOCK_MAX_NBYTES = 1 << 30
+DELIVERIES = ("auto", "threads", "inline")
+
+
+def nbytes(value: Any, name: str) -> int:
+    """Read a number of bytes: an int, or text such as "64 KiB", "1.5 GB".
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the option and what was given.
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+        if match is None or match[2].upper() not in _UNITS:
+            raise ValueError(f'{name}={value!r}: give an int, or text such as "64 KiB" (B KiB MiB GiB TiB KB MB GB TB)')
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f'{name}={value!r}: give a number of bytes, as an int or text such as "64 KiB"')
+    return int(value.__index__())
+
+
+def mode_of(mode: Any) -> str:
+    """Read a mode, in numpy's short or long form, as "r" or "c"."""
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise ValueError(f"mode={mode!r}: give one of {', '.join(repr(m) for m in _MODES)}")
+    short = _MODES[mode]
+    if short in ("r+", "w+"):
+        raise NotImplementedError(
+            f"mode={mode!r}: this version does not write back; 'c' keeps writes private, 'r' forbids them. "
+            "For writing to a local file use numpy.memmap."
+        )
+    return short
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one array, read and checked.
+
+    Attributes
+    ----------
+    block_nbytes : int, bytes
+        Fetch unit; whole pages.
+    delivery : str
+        "auto", "threads" or "inline".
+    threads : int
+        Handler threads that must at least be there, and threads that a populate may use.
+    timeout_ns : int
+        How long to wait for a block that another thread fetches, and to go on asking a source that says "again".
+    retries : int
+        How often to ask such a source again.
+    """
+
+    block_nbytes: int
+    delivery: str
+    threads: int
+    timeout_ns: int
+    retries: int
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _integer(value: Any, name: str, least: int, most: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}={value!r}: give an int")
+    number = int(value.__index__())
+    if not least <= number <= most:
+        raise ValueError(f"{name}={value!r}: give {least} to {most}")
+    return number
+
+
+def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
+    """Read a constructor's keyword options.
+
+    Parameters
+    ----------
+    given : dict
+        block_nbytes, delivery, threads, timeout (seconds), retries.
+    block_nbytes : int, bytes
+        The default for this kind of source.
+
+    Raises
+    ------
+    TypeError
+        An unknown option (the closest known name is suggested), or a value of the wrong type.
+    ValueError
+        A value out of range, or in unknown units.
+    """
+    known = ("block_nbytes", "delivery", "threads", "timeout", "retries")
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, [*known, "mode", "dtype", "shape", "offset", "order"], n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise TypeError(f"unknown option {name!r}: {hint}The options are {', '.join(known)}.")
+    if given.get("block_nbytes") is not None:
+        block_nbytes = nbytes(given["block_nbytes"], "block_nbytes")
+    if not 1 <= block_nbytes <= BLOCK_MAX_NBYTES:
+        raise ValueError(f"block_nbytes={given['block_nbytes']!r}: give 1 byte to 1 GiB (rounded up to whole pages)")
+    block_nbytes = -(-block_nbytes // PAGE_NBYTES) * PAGE_NBYTES
+    delivery = given.get("delivery", "auto")
+    if delivery not in DELIVERIES:
+        raise ValueError(f"delivery={delivery!r}: give one of {', '.join(repr(d) for d in DELIVERIES)}")
+    threads = given.get("threads")
+    threads = min(8, 2 * _cores()) if threads is None else _integer(threads, "threads", 1, 64)
+    timeout = given.get("timeout", 30.0)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= 86400 * 365:
+        raise ValueError(f"timeout={timeout!r}: give seconds, more than 0 and at most a year")
+    retries = _integer(given.get("retries", 3), "retries", 0, 1000)
+    return Options(block_nbytes, delivery, threads, int(timeout * 1e9), retries)

@@ -1,0 +1,1 @@
+"""What can the bytes of an array come from? One file each."""

@@ -1,0 +1,127 @@
+"""What has happened to an array so far?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lazymem.core.memory import Memory
+
+
+@dataclass(frozen=True, repr=False)
+class Stats:
+    """Counters of one region, as they stood when asked.
+
+    Attributes
+    ----------
+    name : str
+        Of the array.
+    delivery : str
+        "threads" or "inline".
+    faults : int
+        Touches of absent pages that reached us; faults = filled + joins + failed.
+    filled, joins, failed : int
+        Faults that fetched their block; found another thread at it, or done; could not be served.
+    blocks : int
+        Blocks put into place, by touches, populate and prefetch alike.
+    refilled : int
+        Of them, blocks that had been in place and were dropped by somebody's madvise.
+    nblocks, resident_blocks : int
+        How many blocks there are, and are in memory.
+    block_nbytes, nbytes : int, bytes
+        Of a block; of the whole array's source.
+    nbytes_asked, nbytes_used : int, bytes
+        Asked of the source; of them put into place.
+    eexist, eagain : int
+        Pages found already there, and copies that had to go on, while filling.
+    latency_ns : tuple of (int, int, int)
+        Histogram of the time from a fault's arrival to its page being in place: low bound and high bound in ns, count.
+    """
+
+    name: str
+    delivery: str
+    faults: int
+    filled: int
+    joins: int
+    failed: int
+    blocks: int
+    refilled: int
+    nblocks: int
+    resident_blocks: int
+    block_nbytes: int
+    nbytes: int
+    nbytes_asked: int
+    nbytes_used: int
+    eexist: int
+    eagain: int
+    latency_ns: tuple[tuple[int, int, int], ...]
+
+    def quantile_ns(self, share: float) -> int:
+        """The latency that this share of the faults stayed under: the high bound of its bucket, a power of two.
+
+        Parameters
+        ----------
+        share : float
+            0 to 1.
+
+        Returns
+        -------
+        int, ns
+            0 when there was no fault.
+        """
+        total = sum(count for _, _, count in self.latency_ns)
+        seen = 0
+        for _, high, count in self.latency_ns:
+            seen += count
+            if seen >= share * total:
+                return high
+        return 0
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Stats of {self.name!r} ({self.delivery})",
+            f"  faults    {self.faults:,} (filled {self.filled:,}, joined {self.joins:,}, failed {self.failed:,})",
+            f"  blocks    {self.blocks:,} of {human(self.block_nbytes)} put in place; "
+            f"{self.resident_blocks:,} of {self.nblocks:,} resident",
+            f"  bytes     {human(self.nbytes_asked)} asked, {human(self.nbytes_used)} used, of {human(self.nbytes)}",
+        ]
+        if self.latency_ns:
+            lines.append(
+                f"  latency   half under {_time(self.quantile_ns(0.5))}, 99 % under {_time(self.quantile_ns(0.99))}"
+            )
+            most = max(count for _, _, count in self.latency_ns)
+            for low, high, count in self.latency_ns:
+                lines.append(f"    {_time(low):>8} .. {_time(high):<8} {'#' * max(1, 40 * count // most)} {count:,}")
+        return "\n".join(lines)
+
+
+def human(n: int) -> str:
+    """A number of bytes for people."""
+    size = float(n)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if size >= 100 or size == int(size) else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.0f} TiB" if size >= 100 or size == int(size) else f"{size:.1f} TiB"
+
+
+def _time(ns: int) -> str:
+    if ns < 1000:
+        return f"{ns} ns"
+    if ns < 10**6:
+        return f"{ns / 1e3:.1f} us"
+    return f"{ns / 1e6:.1f} ms" if ns < 10**9 else f"{ns / 1e9:.1f} s"
+
+
+def read_stats(memory: Memory) -> Stats:
+    """Take a region's counters down."""
+    c = memory.counters()
+    latency = tuple((1 << i, 1 << (i + 1), n) for i, n in enumerate(c["latency"]) if n)
+    return Stats(
+        name=memory.name, delivery=memory.delivery, faults=c["faults"], filled=c["filled"], joins=c["joins"],
+        failed=c["failed"], blocks=c["blocks"], refilled=c["refilled"], nblocks=memory.nblocks,
+        resident_blocks=sum(memory.resident(0, memory.nblocks)) if not memory.closed else 0,
+        block_nbytes=memory.block_nbytes, nbytes=memory.nbytes, nbytes_asked=c["nbytes_asked"],
+        nbytes_used=c["nbytes_used"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""What is compiled, and how? Everything else is in pyproject.toml.
+
+Developer mode (a checkout with .ci/): warnings are errors. Elsewhere (sdist) a new compiler's new warning breaks nobody.
+"""
+
+import os
+import sys
+from glob import glob
+
+from setuptools import Extension, setup
+
+extensions = []
+if sys.platform.startswith("linux"):
+    from Cython.Build import cythonize
+    from Cython.Compiler import Options
+
+    developer = os.path.isdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".ci"))
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-cast-function-type"]
+    if developer:
+        Options.warning_errors = True
+    extensions = cythonize(
+        [
+            Extension(
+                path[:-4].replace(os.sep, "."),
+                [path],
+                include_dirs=["lazymem/core"],
+                depends=["lazymem/core/abi.h", "lazymem/core/native.h"],
+                extra_compile_args=["-O2", "-pthread", *(warnings if developer else [])],
+                extra_link_args=["-pthread"],
+            )
+            for path in sorted(glob("lazymem/core/*.pyx"))
+        ],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "embedsignature": False,
+            "show_performance_hints": False,
+        },
+        nthreads=os.cpu_count() or 1,
+    )
+
+setup(ext_modules=extensions, options={"build_ext": {"parallel": os.cpu_count() or 1}})
