@@ -1,0 +1,26 @@
+"""What is given to every test: both deliveries, a folder that everybody can read, and arrays that are gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from support import DELIVERIES
+
+
+@pytest.fixture(params=DELIVERIES)
+def delivery(request):
+    """How a fault is delivered; a test that takes it runs once for each."""
+    return request.param
+
+
+@pytest.fixture
+def folder():
+    """A folder that children may read and write, whoever they are (pytest's own tmp_path is closed to others)."""
+    path = Path(tempfile.mkdtemp(prefix="lazymem-test-"))
+    os.chmod(path, 0o777)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
