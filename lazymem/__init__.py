@@ -28,7 +28,7 @@ if _sys.platform.startswith("linux"):
     from lazymem.lazyarray import LazyArray
     from lazymem.stats import Stats
 else:
-    from lazymem.elsewhere import (
+    from lazymem.elsewhere import (  # type: ignore[assignment]
         CFunction,
         LazyArray,
         Region,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,12 +16,11 @@ from lazymem.core import lazyarray as core
 from lazymem.core.memory import region_owner, set_memory_limit
 from lazymem.core.source import FileSource, FunctionSource, MemorySource, NativeSource
 from lazymem.formats import npy
-from lazymem.formats.layout import Layout, count, dtype_of, order_of, shape_of
+from lazymem.formats.layout import Layout, dtype_of, order_of, shape_of
 from lazymem.handle import Recipe, Region
 from lazymem.lazyarray import LazyArray
 from lazymem.options import Options, mode_of, read_options
-from lazymem.providers.cfunction import CFunction
-from lazymem.recipes import check_stamp
+from lazymem.providers.cfunction import CFunction as CFunction
 from lazymem.sigowner import own_sigbus
 from lazymem.stats import Stats
 
@@ -53,7 +52,8 @@ def _descriptor(options: Options) -> tuple[int, int, bool]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"userfaultfd is not to be had here ({os.strerror(error.errno or 0)}); `python -m lazymem doctor` says what would allow it",
+            f"userfaultfd is not to be had here ({os.strerror(error.errno or 0)}); "
+            "`python -m lazymem doctor` says what would allow it",
         ) from error
     if delivery == "inline" and inline.blocks_sigbus():
         raise RuntimeError(
@@ -84,8 +84,8 @@ def _make_region(source: NativeSource, mode: str, options: Options, name: str, r
 
 def _make_array(region: Region, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, offset: int = 0) -> LazyArray:
     """Lay an array over a region. The root is a plain array of all its bytes, the base of every other."""
-    root = np.ndarray((region.nbytes,), "u1", region)
-    array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, order)
+    root: np.ndarray[Any, Any] = np.ndarray((region.nbytes,), "u1", cast(Any, region))
+    array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, cast(Any, order))
     region.remember(root, array)
     del root
     region.calibrate()
@@ -98,6 +98,7 @@ def _constructor_options(given: dict[str, Any]) -> Options:
 
 def _open_file(file: Any, what: str) -> tuple[int, str, str | None]:
     """A descriptor of our own, a name for messages, and the path if there is one."""
+    path: str | None
     if isinstance(file, (str, bytes, os.PathLike)):
         path = os.path.expanduser(os.fsdecode(os.fspath(file)))
         if "://" in path:
@@ -113,7 +114,8 @@ def _open_file(file: Any, what: str) -> tuple[int, str, str | None]:
             number = file.fileno()
         except (AttributeError, io.UnsupportedOperation):
             raise TypeError(
-                f"{what}({file!r}): give a path or an open file with a descriptor; bytes in memory go through lazymem.from_provider"
+                f"{what}({file!r}): give a path or an open file with a descriptor; "
+                "bytes in memory go through lazymem.from_provider"
             ) from None
         fd = os.dup(number)
         os.set_inheritable(fd, False)
@@ -202,8 +204,8 @@ def open(
 
     Notes
     -----
-    Blocks: to read the header. GIL: kept, and released when blocks are fetched. The file must not change afterwards: a block fetched from a
-    changed file is a PageError.
+    Blocks: to read the header. GIL: kept, and released when blocks are fetched. The file must not change afterwards: a block
+    fetched from a changed file is a PageError.
 
     Examples
     --------
@@ -221,7 +223,9 @@ def open(
         head = os.pread(fd, len(npy.MAGIC), 0)
         if dtype is None and (name.endswith(npy.SUFFIX) or head == npy.MAGIC):
             if shape is not None or offset or order != "C":
-                raise ValueError(f"{name}: a .npy file says its own shape, offset and order; pass dtype too to read it as raw bytes")
+                raise ValueError(
+                    f"{name}: a .npy file says its own shape, offset and order; pass dtype too to read it as raw bytes"
+                )
             layout = npy.read_layout(fd, os.fstat(fd).st_size, name)
         elif dtype is None:
             raise ValueError(
@@ -366,6 +370,8 @@ def open_part(recipe: Recipe) -> tuple[Region, np.ndarray[Any, Any]]:
     PageError
         The file was changed after the array was pickled.
     """
+    from lazymem.recipes import check_stamp
+
     fd, name, path = _open_file(recipe.path, "a pickled lazy array")
     try:
         check_stamp(recipe.path, fd, recipe)
@@ -374,8 +380,7 @@ def open_part(recipe: Recipe) -> tuple[Region, np.ndarray[Any, Any]]:
         raise
     layout = Layout(recipe.start, np.dtype("u1"), (recipe.nbytes,), "C")
     whole = _file_array(fd, name, path, layout, recipe.mode, _constructor_options(recipe.options), recipe.options)
-    owner: Region = core.owner(whole)
-    return owner, whole
+    return cast(Region, core.owner(whole)), whole
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -406,7 +411,7 @@ def _find(x: Any) -> tuple[Region | None, int, int]:
     if isinstance(x, Region):
         return x, x.address, x.address + x.nbytes
     low, high = _addresses(x)
-    return region_owner(low), low, high
+    return cast("Region | None", region_owner(low)), low, high
 
 
 def _need(x: Any) -> tuple[Region, int, int]:
@@ -517,7 +522,10 @@ def prefetch(x: Any) -> bool:
     Blocks: no. GIL: kept.
     """
     owner, parts = _parts(x)
-    return all([owner.prefetch(start, stop) for start, stop in parts])
+    taken_on = True
+    for start, stop in parts:
+        taken_on = owner.prefetch(start, stop) and taken_on
+    return taken_on
 
 
 def residency(x: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -559,23 +567,14 @@ def close(x: Any) -> None:
 
     Notes
     -----
-    Afterwards operations on it raise ValueError, and touching its memory otherwise ends the process, with a message. Closing twice is
-    fine. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
+    Afterwards operations on it raise ValueError, and touching its memory otherwise ends the process, with a message. Closing
+    twice is fine. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
     """
-    if isinstance(x, Region):
-        x.close()
-    elif isinstance(x, LazyArray):
-        x.close()
-    else:
+    if not isinstance(x, (Region, LazyArray)):
         raise TypeError(f"close({type(x).__name__}): give the LazyArray that a constructor returned, or its region")
+    x.close()
 
 
 def get_include() -> str:
     """The folder of `lazymem.h`, for C sources."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "core")
-
-
-__all__ = [
-    "CFunction", "close", "count", "from_provider", "get_include", "is_lazy", "memmap", "open", "open_part", "populate",
-    "prefetch", "region", "residency", "stats",
-]  # fmt: skip

@@ -40,6 +40,6 @@ def is_lazy(x: Any) -> bool:
 open = memmap = from_provider = populate = prefetch = region = residency = stats = close = get_include = _refuse
 
 __all__ = [
-    "CFunction", "LazyArray", "Region", "Stats", "close", "from_provider", "get_include", "is_lazy", "memmap", "open", "populate",
-    "prefetch", "region", "residency", "stats",
+    "CFunction", "LazyArray", "Region", "Stats", "close", "from_provider", "get_include", "is_lazy", "memmap", "open",
+    "populate", "prefetch", "region", "residency", "stats",
 ]  # fmt: skip

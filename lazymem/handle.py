@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazymem.core import inline
 from lazymem.core.memory import Memory
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from lazymem.lazyarray import LazyArray
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """How another process makes the same region: a local file, and what it must still look like.
 
     Attributes
@@ -105,8 +103,8 @@ class Region(Memory):
 
         Notes
         -----
-        Plain views are counted by the references to a hidden plain array that they all share as base. A second name for the
-        array, or a torch tensor made of it, holds the array itself, and cannot be told from a name.
+        Plain views are counted by the references to a hidden plain array that they all share as base. A second name for
+        the array, or a torch tensor made of it, holds the array itself, and cannot be told from a name.
         """
         lazy = self.arrays
         array = self._array() if self._array is not None else None
@@ -128,7 +126,7 @@ class Region(Memory):
 
         Notes
         -----
-        Afterwards operations on the array raise ValueError. Touching its memory, through a second name's plain view say, ends the
+        Afterwards operations on the array raise ValueError. Touching its memory, by a pointer that somebody kept, ends the
         process by SIGSEGV, with a message. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
         """
         if self.closed:
@@ -138,7 +136,8 @@ class Region(Memory):
             alive = " and ".join(
                 f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((views, "view"), (exports, "exported buffer")) if n
             )
-            raise BufferError(f"array {self.name!r} cannot be closed: {alive} of it {'is' if views + exports == 1 else 'are'} alive")
+            verb = "is" if views + exports == 1 else "are"
+            raise BufferError(f"array {self.name!r} cannot be closed: {alive} of it {verb} alive")
         inline.take_signals(segv=True)
         self.end()
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from lazymem.core import lazyarray as core
 from lazymem.core.memory import begin_operation, end_operation
+
+if TYPE_CHECKING:
+    from lazymem.handle import Region
 
 # One system call is given this much at a time, so that a file larger than memory can be written.
 PIECE_NBYTES = 32 << 20
@@ -25,19 +28,25 @@ _ON_PLAIN = (
     "partition", "prod", "ptp", "put", "repeat", "round", "searchsorted", "setfield", "sort", "std", "sum", "take", "tobytes",
     "tolist", "tostring", "trace", "var", "__complex__", "__contains__", "__copy__", "__deepcopy__", "__format__",
 )  # fmt: skip
+_REAL: Any = np.ndarray.__dict__["real"]
+_IMAG: Any = np.ndarray.__dict__["imag"]
 _ON_VIEW = ("diagonal", "ravel", "reshape", "squeeze")
 
 
-class LazyArray(core.LazyBase):  # type: ignore[misc, valid-type]
+def _owner(array: LazyArray) -> Region | None:
+    return cast("Region | None", core.owner(array))
+
+
+class LazyArray(core.LazyBase):
     """A numpy array whose memory is filled when it is touched.
 
-    Made by `lazymem.open`, `lazymem.memmap` and the other constructors, never directly. It is an `ndarray` in every respect; what
-    differs:
+    Made by `lazymem.open`, `lazymem.memmap` and the other constructors, never directly. It is an `ndarray` in every
+    respect; what differs:
 
     - Views of it are LazyArrays; copies and results of arithmetic are plain arrays, reductions numpy scalars.
       `numpy.asarray(a)` is a plain view in no time, and still lazy.
-    - A block that cannot be fetched makes operations on a LazyArray raise `PageError`. On a plain view nothing can raise in the
-      middle of an access to memory: the process ends, by SIGBUS, with a message that names array, block and cause.
+    - A block that cannot be fetched makes operations on a LazyArray raise `PageError`. On a plain view nothing can raise in
+      the middle of an access to memory: the process ends, by SIGBUS, with a message that names array, block and cause.
       `lazymem.populate` fetches beforehand, and raises.
     - It pickles as a recipe (file, stamp, shape), not as its bytes; a plain view of it pickles as numpy does, its bytes.
     - `with lazymem.open(path) as a:` closes it at the end.
@@ -56,17 +65,17 @@ class LazyArray(core.LazyBase):  # type: ignore[misc, valid-type]
 
     @property
     def filename(self) -> str | None:
-        owner = core.owner(self)
+        owner = _owner(self)
         return owner.filename if owner is not None else None
 
     @property
     def offset(self) -> int | None:
-        owner = core.owner(self)
+        owner = _owner(self)
         return owner.offset if owner is not None else None
 
     @property
     def mode(self) -> str | None:
-        owner = core.owner(self)
+        owner = _owner(self)
         return owner.mode if owner is not None else None
 
     def flush(self) -> None:
@@ -74,7 +83,7 @@ class LazyArray(core.LazyBase):  # type: ignore[misc, valid-type]
 
     def close(self) -> None:
         """`lazymem.close(self)`."""
-        owner = core.owner(self)
+        owner = _owner(self)
         if owner is not None:
             owner.close(self)
 
@@ -114,19 +123,19 @@ class LazyArray(core.LazyBase):  # type: ignore[misc, valid-type]
 
     @property
     def real(self) -> Any:
-        return core.run_view(np.ndarray.real.__get__, self, (), {})
+        return core.run_view(_REAL.__get__, self, (), {})
 
     @real.setter
     def real(self, value: Any) -> None:
-        core.run_plain(np.ndarray.real.__set__, self, (value,), {})
+        core.run_plain(_REAL.__set__, self, (value,), {})
 
     @property
     def imag(self) -> Any:
-        return core.run_view(np.ndarray.imag.__get__, self, (), {})
+        return core.run_view(_IMAG.__get__, self, (), {})
 
     @imag.setter
     def imag(self, value: Any) -> None:
-        core.run_plain(np.ndarray.imag.__set__, self, (value,), {})
+        core.run_plain(_IMAG.__set__, self, (value,), {})
 
     def __repr__(self) -> str:
         return self._text(np.ndarray.__repr__)
@@ -135,7 +144,7 @@ class LazyArray(core.LazyBase):  # type: ignore[misc, valid-type]
         return self._text(np.ndarray.__str__)
 
     def _text(self, write: Callable[[Any], str]) -> str:
-        owner = core.owner(self)
+        owner = _owner(self)
         if owner is not None and owner.closed:
             return f"<closed LazyArray of {owner.name!r}, shape {self.shape}, {self.dtype}>"
         sequence = begin_operation()
@@ -146,7 +155,7 @@ class LazyArray(core.LazyBase):  # type: ignore[misc, valid-type]
 
 
 def _write_pieces(array: LazyArray, file: Any) -> None:
-    owner = core.owner(array)
+    owner = _owner(array)
     if array.size == 0:
         return
     if not array.flags.c_contiguous:
@@ -168,7 +177,7 @@ def _write_pieces(array: LazyArray, file: Any) -> None:
 
 
 def _write_all(file: Any, piece: np.ndarray[Any, Any]) -> None:
-    left = memoryview(piece).cast("B")
+    left = memoryview(cast(Any, piece)).cast("B")
     while left:
         done = file.write(left)  # a raw file may take less than it is given
         left = left[done:] if done is not None else left[:0]

@@ -5,11 +5,9 @@ Every constructor takes the same keyword options; none is ever required.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -57,8 +55,7 @@ def mode_of(mode: Any) -> str:
     return short
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The options of one array, read and checked.
 
     Attributes
@@ -115,6 +112,8 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     known = ("block_nbytes", "delivery", "threads", "timeout", "retries")
     for name in given:
         if name not in known:
+            import difflib
+
             close = difflib.get_close_matches(name, [*known, "mode", "dtype", "shape", "offset", "order"], n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise TypeError(f"unknown option {name!r}: {hint}The options are {', '.join(known)}.")

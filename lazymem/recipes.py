@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from lazymem.core import lazyarray as core
 from lazymem.errors import PageError, page_error
 from lazymem.handle import Recipe
 from lazymem.lazyarray import LazyArray
+
+if TYPE_CHECKING:
+    from lazymem.handle import Region
 
 
 def reduce_array(array: LazyArray, protocol: Any) -> Any:
@@ -24,7 +27,7 @@ def reduce_array(array: LazyArray, protocol: Any) -> Any:
     ValueError
         Mode "c", and there are private writes that a recipe would lose; or the array is closed.
     """
-    region = core.owner(array)
+    region = cast("Region | None", core.owner(array))
     if region is None:  # ordinary memory
         return np.asarray(array).__reduce_ex__(protocol)
     if region.closed:
@@ -44,7 +47,7 @@ def _rebuild(recipe: Recipe, dtype: Any, shape: Any, strides: Any, offset: int) 
     from lazymem.arrays import open_part
 
     _, whole = open_part(recipe)
-    return LazyArray.__new__(LazyArray, shape, dtype, whole, offset, strides)  # type: ignore[no-any-return]
+    return LazyArray.__new__(LazyArray, shape, dtype, whole, offset, strides)
 
 
 def check_stamp(path: str, fd: int, recipe: Recipe) -> None:

@@ -1,8 +1,8 @@
 """Who else wants SIGBUS?
 
-faulthandler does, and switches it on or off at any time: switched on after us it would call the next touch fatal, switched off it
-would put the default back and take us with it. So its two switches are wrapped, when the first array is made: they do what
-they did, then we step in front again. A handler that anybody else installs is found when the next array is made.
+faulthandler does, and switches it on or off at any time: switched on after us it would call the next touch fatal, switched
+off it would put the default back and take us with it. So its two switches are wrapped, when the first array is made: they do
+what they did, then we step in front again. A handler that anybody else installs is found when the next array is made.
 """
 
 from __future__ import annotations

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """An array's place in a file.
 
     Attributes
@@ -49,10 +47,11 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
     TypeError
         No dtype, or one with objects, or of no size.
     """
-    made = np.dtype(dtype)
+    made: np.dtype[Any] = np.dtype(dtype)
     if made.hasobject:
         raise TypeError(
-            f"dtype {made} holds Python objects: their bytes are addresses, which mean nothing outside the process that made them"
+            f"dtype {made} holds Python objects: their bytes are addresses, "
+            "which mean nothing outside the process that made them"
         )
     if made.itemsize == 0:
         raise TypeError(f"dtype {made!r} has elements of no size: give a length, such as 'S8'")
@@ -76,7 +75,7 @@ def shape_of(shape: Any, dtype: np.dtype[Any], available_nbytes: int | None, wha
     ValueError
         Negative, more than is available, not a whole number of elements, or more than an address space.
     """
-    given = (-1,) if shape is None else shape
+    given: Any = (-1,) if shape is None else shape
     if hasattr(given, "__index__"):
         given = (given,)
     try:

@@ -9,11 +9,14 @@ SIGNATURE = "int (void *, void *, uint64_t, uint64_t)"
 _ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
 
 
+_C_FUNCTION_POINTER: Any = ctypes.CFUNCTYPE(None).__mro__[1]
+
+
 class CFunction:
     """A C function as the source of an array: `int fetch(void *ctx, void *dst, uint64_t offset, uint64_t nbytes)`.
 
-    It writes exactly `nbytes` of the array from byte `offset` on to `dst` and returns 0 or -errno. It may run on any thread, inside a
-    signal handler, several at once: `lazymem.h` (in `lazymem.get_include()`) says what it must not do.
+    It writes exactly `nbytes` of the array from byte `offset` on to `dst` and returns 0 or -errno. It may run on any thread,
+    inside a signal handler, several at once: `lazymem.h` (in `lazymem.get_include()`) says what it must not do.
 
     Parameters
     ----------
@@ -62,7 +65,7 @@ def _address(fn: Any) -> tuple[int, int | None]:
     kind = type(fn)
     if kind.__name__ == "PyCapsule":
         return _capsule(fn)
-    if isinstance(fn, ctypes._CFuncPtr):
+    if isinstance(fn, _C_FUNCTION_POINTER):
         return _ctypes_address(fn), None
     if kind.__module__ == "_cffi_backend":
         return _cffi_address(fn), None
@@ -117,7 +120,9 @@ def _cffi_address(fn: Any) -> int:
 
 
 def _numba_address(fn: Any) -> int:
-    from numba import types
+    from numba import types as _types
+
+    types: Any = _types
 
     signature = fn._sig
     arguments = signature.args

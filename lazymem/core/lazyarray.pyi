@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lazymem.core.memory import Memory
+
+class LazyBase(np.ndarray[Any, Any]): ...
+
+largest_export_nbytes: int
+kernel_fault_fds: set[int]
+
+def owner(x: LazyBase) -> Memory | None: ...
+def bounds(x: np.ndarray[Any, Any]) -> tuple[int, int]: ...
+def run_plain(method: Callable[..., Any], self: LazyBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+def run_view(method: Callable[..., Any], self: LazyBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
