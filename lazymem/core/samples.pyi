@@ -1,0 +1,6 @@
+"""What C functions come with lazymem?"""
+
+from typing import Any
+
+def iota() -> Any: ...
+def iota_address() -> int: ...
