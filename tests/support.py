@@ -215,3 +215,17 @@ def wait_until(what, seconds: float = 10) -> bool:
             return True
         time.sleep(0.002)
     return bool(what())
+
+
+def settled(array):
+    """An array's stats once every fault is accounted for: a handler thread counts after it has woken the toucher."""
+    import lazymem
+
+    wait_until(lambda: _balanced(lazymem.stats(array)))
+    stats = lazymem.stats(array)
+    assert _balanced(stats), stats
+    return stats
+
+
+def _balanced(stats) -> bool:
+    return stats.faults == stats.filled + stats.joins + stats.failed and stats.resident_blocks == stats.blocks - stats.refilled
