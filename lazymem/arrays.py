@@ -537,7 +537,8 @@ def residency(x: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
     Notes
     -----
-    Blocks: no. GIL: kept. Reads the block table: a page that somebody dropped by madvise still counts, until it is touched.
+    Blocks: no. GIL: kept. Reads the block table: a page that somebody dropped by madvise still counts, until it is touched;
+    with delivery "threads" a block touched some microseconds ago may not count yet.
     """
     owner, low, high = _need(x)
     if high <= low:
@@ -547,7 +548,17 @@ def residency(x: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def stats(x: Any) -> Stats:
-    """The counters of the region that x lies in, as a `lazymem.Stats`. Blocks: no. GIL: kept."""
+    """The counters of the region that x lies in.
+
+    Returns
+    -------
+    lazymem.Stats
+
+    Notes
+    -----
+    Blocks: no. GIL: kept. With delivery "threads" the page wakes its toucher before the handler thread has counted it, so the
+    last fault may be missing for some microseconds.
+    """
     return _need(x)[0].stats()
 
 

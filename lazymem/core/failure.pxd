@@ -1,6 +1,4 @@
-from libc.stdint cimport uint32_t, uint64_t
-
-from lazymem.core.thread cimport Thread
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 ctypedef struct Failure:
     uint64_t sequence       # 1, 2, ...; 0: the entry is being written
@@ -14,8 +12,7 @@ cdef enum:
 
 cdef uint64_t failures_now() noexcept nogil
 cdef uint64_t standins_live() noexcept nogil
-cdef void standin_counts_up() noexcept nogil
-cdef void standin_counts_down() noexcept nogil
+cdef void standins_count(int64_t change) noexcept nogil
 cdef uint64_t failure_log(uint64_t region_id, uint64_t block, uint32_t tid, int error) noexcept nogil
 cdef bint failure_read(uint64_t sequence, Failure *entry) noexcept nogil
 cdef void failures_forget() noexcept nogil

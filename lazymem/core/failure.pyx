@@ -31,12 +31,9 @@ cdef uint64_t standins_live() noexcept nogil:
     return lm_load64(&_live)
 
 
-cdef void standin_counts_up() noexcept nogil:
-    lm_add64(&_live, 1)
-
-
-cdef void standin_counts_down() noexcept nogil:
-    lm_sub64(&_live, 1)
+cdef void standins_count(int64_t change) noexcept nogil:
+    """So many more (or fewer) stand-ins. GIL: never. Blocks: no."""
+    lm_add64(&_live, <uint64_t>change)
 
 
 cdef uint64_t failure_log(uint64_t region_id, uint64_t block, uint32_t tid, int error) noexcept nogil:

@@ -12,6 +12,8 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
 cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil
 cdef bint sources_nest() noexcept nogil
 cdef bint operation_begin(uint64_t *sequence) noexcept nogil
+cdef bint standins_wait(uint64_t deadline_ns) noexcept nogil
+cdef void forget_standins(Region *r) noexcept nogil
 cdef bint operation_end(uint64_t sequence) noexcept nogil
 cdef void loud_stop(Region *r, uint64_t addr, int error) noexcept nogil
 cdef void account_for_memory(int64_t nbytes) noexcept nogil

@@ -22,13 +22,13 @@ from lazymem.core.native cimport *
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.table cimport *
-from lazymem.core.thread cimport CHAIN_MAX, STANDIN_REGIONS, Standins, thread_find, thread_self
+from lazymem.core.thread cimport CHAIN_MAX, STANDIN_REGIONS, Standins, Thread, thread_find, thread_self
 from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
 
 
 cdef extern from "native.h" nogil:
     int madvise(void *, size_t, int)
-    int MADV_DONTNEED
+    int MADV_DONTNEED, INT_MAX
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # Memory left. A kernel short of memory kills; it does not refuse. So the fetch that would pass the limit fails instead. What
@@ -146,8 +146,7 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
     cdef int error
     if r.source.direct != NULL:
         lm_count(&r.counters.asked, nbytes)
-        memcpy(dst, r.source.direct + offset, nbytes)
-        return 0
+        return lm_copy_from(dst, r.source.direct + offset, nbytes)
     while True:
         error = _ask(r, dst, offset, nbytes)
         if error == 0 or error not in (-EAGAIN, -EBUSY, -EINTR, -ETIMEDOUT):
@@ -194,6 +193,7 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
     """Fetch and fill a block that this thread has claimed, and publish what became of it. Return: 0 / -errno."""
     cdef uint64_t nbytes = _block_nbytes(r, block), whole = _whole_pages(nbytes)
     cdef uint32_t *word = &r.words[block]
+    cdef uint32_t seen
     cdef int error = _memory_for(whole)
     if error == 0:
         error = _fill_direct(r, block) if r.source.direct != NULL else _fill_staged(r, block, 0)
@@ -205,9 +205,13 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         lm_count(&r.counters.used, nbytes)
         table_publish(word, RESIDENT)
     else:
-        if lm_load32(word) & STANDIN:
+        seen = lm_load32(word)
+        if seen & STANDIN:
             _unmap_standin(r, block)
-        table_publish(word, FAILED | (<uint32_t>-error << DETAIL_SHIFT))
+        while not lm_cas32(word, seen, FAILED | (seen & WITNESS) | (<uint32_t>-error << DETAIL_SHIFT)):
+            seen = lm_load32(word)
+        if seen & WAITERS:
+            lm_futex_wake(word, INT_MAX)
         # Threads that sleep in the kernel for this block, and were only counted, must come and be told.
         uffd_wake(r.uffd, r.base + block * r.block_nbytes, whole)
     return error
@@ -224,10 +228,18 @@ cdef int _own_source_runs(Region *r, Thread *thread) noexcept nogil:
     return -ELOOP if thread.depth == CHAIN_MAX else 0
 
 
-cdef int _need(Region *r, uint64_t block, Thread *me, bint wait, int *filled) noexcept nogil:
-    """Make a block resident. `filled`: whether it was this call that did it.
+cdef int _fill_beside(Region *r, uint64_t block) noexcept nogil:
+    """Fill a block that the touching thread itself is filling, further down its stack: a signal handler interrupted it there,
+    and it cannot go on before we do. The interrupted fill then finds the pages there. Return: 0 / -errno."""
+    return _fill_direct(r, block) if r.source.direct != NULL else _fill_staged(r, block, 0)
 
-    Return: 0; LATER another thread is at it and `wait` is false; -errno. GIL: kept if held. Blocks: source, deadline.
+
+cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wait, bint plain, int *filled) noexcept nogil:
+    """Make a block resident for thread `toucher`. `filled`: whether it was this call that did it.
+
+    `wait`: for another thread's fill; else the toucher sleeps in the kernel meanwhile, and `plain` says that it cannot be
+    told of a failure. Return: 0; LATER another thread is at it and `wait` is false; -errno. GIL: kept if held. Blocks:
+    source, deadline.
     """
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen, state, tid = me.tid if me != NULL else lm_gettid()
@@ -248,16 +260,18 @@ cdef int _need(Region *r, uint64_t block, Thread *me, bint wait, int *filled) no
             error = _own_source_runs(r, me)
             if error:
                 return error
-            if not lm_cas32(word, seen, FILLING | (tid << DETAIL_SHIFT)):
+            if not lm_cas32(word, seen, FILLING | (seen & WITNESS) | (tid << DETAIL_SHIFT)):
                 continue
             if seen & STANDIN:
                 _unmap_standin(r, block)
             error = _fill(r, block)
             filled[0] = error == 0
             return error
-        if (seen >> DETAIL_SHIFT) == tid:
-            return -EDEADLK
+        if (seen >> DETAIL_SHIFT) == toucher and state == FILLING:
+            return _fill_beside(r, block)
         if not wait:
+            if plain and not (seen & WITNESS) and not lm_cas32(word, seen, seen | WITNESS):
+                continue
             return LATER
         if deadline_ns == 0:
             deadline_ns = lm_now_ns() + r.timeout_ns
@@ -273,8 +287,9 @@ cdef int region_need(Region *r, uint64_t block) noexcept nogil:
     Return: 0 / -errno. GIL: kept if held; not needed. Blocks: on the source; on another thread's fetch until the deadline.
     Thread: any that has entered the region.
     """
+    cdef Thread *me = thread_self()
     cdef int filled
-    return _need(r, block, thread_self(), True, &filled)
+    return _need(r, block, me, me.tid if me != NULL else lm_gettid(), True, False, &filled)
 
 
 cdef int _refill(Region *r, uint64_t addr, uint64_t block, Thread *me, int *filled) noexcept nogil:
@@ -330,7 +345,7 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
         if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
             error = 0
     if error == 0:
-        error = _need(r, block, me, wait, &filled)
+        error = _need(r, block, me, tid, wait, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
         if error == 0 and not filled:
             error = _refill(r, addr, block, me, &filled)
     if lent:
@@ -357,6 +372,17 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
 
 cdef char _zeros[65536]
 memset(_zeros, 0, sizeof(_zeros))
+
+
+cdef void _count_standin(Region *r, int64_t change) noexcept nogil:
+    lm_add64(&r.standins, <uint64_t>change)
+    standins_count(change)
+
+
+cdef void forget_standins(Region *r) noexcept nogil:
+    """The region's memory is gone, and its stand-ins with it. Thread: the closer, when nobody is in the region any more."""
+    standins_count(-<int64_t>lm_load64(&r.standins))
+    lm_store64(&r.standins, 0)
 
 
 cdef bint _remember_standin(Thread *toucher, Region *r, uint64_t block) noexcept nogil:
@@ -392,13 +418,13 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexc
             return _stand_in_own(r, block, toucher, error)
         uffd_wake(r.uffd, start, whole)  # somebody else is more fortunate: touch again
         return True
-    if not _remember_standin(toucher, r, block):
+    if seen & WITNESS or not _remember_standin(toucher, r, block):
         return False
     if not lm_cas32(word, seen, FILLING | (toucher.tid << DETAIL_SHIFT)):
         uffd_wake(r.uffd, start, whole)
         return True
     if not (seen & STANDIN):
-        standin_counts_up()                            # (1)
+        _count_standin(r, 1)                           # (1)
     failure_log(r.id, block, toucher.tid, error)       # (2)
     toucher.error = error
     _map_zeros(r, start, whole)                        # (3)
@@ -415,7 +441,7 @@ cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) n
         return False
     if not (lm_load32(word) & STANDIN):
         lm_or32(word, STANDIN)
-        standin_counts_up()
+        _count_standin(r, 1)
     failure_log(r.id, block, toucher.tid, error)
     toucher.error = error
     _map_zeros(r, start, whole)
@@ -438,7 +464,7 @@ cdef void _unmap_standin(Region *r, uint64_t block) noexcept nogil:
     cdef uint64_t whole = _whole_pages(_block_nbytes(r, block))
     if madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED):
         madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED_LOCKED)
-    standin_counts_down()
+    _count_standin(r, -1)
 
 
 cdef void _drop_standins(Thread *me) noexcept nogil:
@@ -468,21 +494,24 @@ cdef void _drop_standins(Thread *me) noexcept nogil:
 cdef bint operation_begin(uint64_t *sequence) noexcept nogil:
     """The calling thread starts an operation that can raise. Must be followed by `operation_end`.
 
-    Return: False when other threads' stand-ins would not go away for 1 s: raise instead of reading. GIL: kept. Blocks: up to 1 s.
+    Return: False while there are other threads' stand-ins: `standins_wait` first. GIL: any. Blocks: no.
     """
     cdef Thread *me = thread_self()
-    cdef uint64_t deadline_ns
-    if me == NULL:
-        sequence[0] = failures_now()
-        return True
-    if me.operations == 0 and me.depth == 0 and standins_live() != 0:
-        deadline_ns = lm_now_ns() + 1000000000
-        while standins_live() != 0:
-            if lm_now_ns() > deadline_ns:
-                return False
-            lm_sleep_ns(20000)
-    me.operations += 1
+    if me != NULL:
+        if standins_live() != 0 and me.operations == 0 and me.depth == 0:
+            return False
+        me.operations += 1
     sequence[0] = failures_now()
+    return True
+
+
+cdef bint standins_wait(uint64_t deadline_ns) noexcept nogil:
+    """Wait for other threads' operations to drop their stand-ins. Return: False at the deadline. GIL: must not be held, they
+    may need it to end."""
+    while standins_live() != 0:
+        if lm_now_ns() > deadline_ns:
+            return False
+        lm_sleep_ns(20000)
     return True
 
 

@@ -110,6 +110,8 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
     me = thread_self()
     if r.delivery == INLINE:
         error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
+    elif me != NULL and (me.operations or me.depth):
+        error = region_touch(r, addr, me.tid, True)  # poison of an earlier touch: this one can raise, so try anew
     else:
         error = _error_of_poison(r, addr)
     if error < 0:

@@ -187,6 +187,19 @@ cdef int job_run(Region *r, uint64_t first, uint64_t last, uint32_t helpers, uin
     return error
 
 
+cdef void jobs_cancel(Region *r) noexcept nogil:
+    """No helper takes up a block of this region any more; those at one end it. GIL: any. Blocks: no."""
+    cdef int i
+    lm_jobs_enter()
+    for i in range(JOBS):
+        if _jobs[i].used and _jobs[i].posted and _jobs[i].r == r:
+            lm_store64(&_jobs[i].next, _jobs[i].end)
+            if lm_load32(&_jobs[i].at_work) == 0:
+                _jobs[i].used = False
+                lm_sub32(&r.users, 1)
+    lm_jobs_exit()
+
+
 cdef void jobs_forget() noexcept nogil:
     """In a forked child: the threads are the parent's. GIL: any."""
     global _helpers

@@ -14,10 +14,10 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t, uint64_t
 
-from lazymem.core.fill cimport operation_begin, operation_end
-from lazymem.core.memory cimport Memory, blame, memory_of
+from lazymem.core.fill cimport operation_end
+from lazymem.core.memory cimport Memory, begin, blame, memory_of
 from lazymem.core.native cimport lm_add32, lm_load32, lm_sub32
-from lazymem.core.region cimport LIVE, LOST, Region, region_at, region_enter, region_leave
+from lazymem.core.region cimport LIVE, LOST, Region, region_at
 
 import warnings
 
@@ -159,13 +159,6 @@ cdef object _settled(object result):
     return result
 
 
-cdef int _begin(uint64_t *sequence) except -1:
-    if not operation_begin(sequence):
-        raise TimeoutError("lazymem: another thread's failed operation has not ended for 1 s; bytes that it could not fetch are "
-                           "mapped as zeros meanwhile, so nothing is read")
-    return 0
-
-
 cdef int _end(uint64_t sequence, object a, object b) except -1:
     """End an operation on these operands; raise for what failed in it."""
     if operation_end(sequence):
@@ -243,7 +236,7 @@ cdef object _subscript(object self, object key):
         return _settled(_nd_subscript(self, key))
     if lm_load32(&r.status) != LIVE:
         _alive(r)
-    _begin(&sequence)
+    begin(&sequence)
     try:
         if _is_basic(key):
             return _nd_subscript(self, key)
@@ -255,7 +248,7 @@ cdef object _subscript(object self, object key):
 cdef int _assign(PyObject *self, PyObject *key, PyObject *value) except -1:
     cdef uint64_t sequence
     _alive(_region(<object>self))
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return _nd_assign(self, key, value)
     finally:
@@ -265,7 +258,7 @@ cdef int _assign(PyObject *self, PyObject *key, PyObject *value) except -1:
 cdef object _item(object self, Py_ssize_t i):
     cdef uint64_t sequence
     _alive(_region(self))
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return _nd_item(self, i)
     finally:
@@ -275,7 +268,7 @@ cdef object _item(object self, Py_ssize_t i):
 cdef int _bool(object self) except -1:
     cdef uint64_t sequence
     _alive(_region(self))
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return _nd_bool(self)
     finally:
@@ -285,7 +278,7 @@ cdef int _bool(object self) except -1:
 cdef object _convert(object self, unary_t how):
     cdef uint64_t sequence
     _alive(_region(self))
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return how(self)
     finally:
@@ -303,7 +296,7 @@ cdef object _index(object self): return _convert(self, _nd_index)
 cdef object _binary(object a, object b, binary_t how):
     cdef uint64_t sequence
     cdef object x = _plain(a), y = _plain(b)
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return how(x, y)
     finally:
@@ -313,7 +306,7 @@ cdef object _binary(object a, object b, binary_t how):
 cdef object _unary(object a, unary_t how):
     cdef uint64_t sequence
     cdef object x = _plain(a)
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return how(x)
     finally:
@@ -342,7 +335,7 @@ cdef object _invert(object a): return _unary(a, PyNumber_Invert)
 cdef object _power(object a, object b, object c):
     cdef uint64_t sequence
     cdef object x = _plain(a), y = _plain(b)
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return PyNumber_Power(x, y, c)
     finally:
@@ -352,7 +345,7 @@ cdef object _power(object a, object b, object c):
 cdef object _richcompare(object a, object b, int how):
     cdef uint64_t sequence
     cdef object x = _plain(a), y = _plain(b)
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return PyObject_RichCompare(x, y, how)
     finally:
@@ -372,7 +365,7 @@ def _array_ufunc(self, ufunc, method, *inputs, **kwargs):
         lazy.append(where)
         kwargs["where"] = _plain(where)
     plain = [_plain(x) for x in inputs]
-    _begin(&sequence)
+    begin(&sequence)
     try:
         result = getattr(ufunc, method)(*plain, **kwargs)
     finally:
@@ -390,7 +383,7 @@ def _array_function(self, func, types, args, kwargs):
     _collect(tuple(kwargs.values()), lazy, 3)
     for x in lazy:
         _alive(_region(x))
-    _begin(&sequence)
+    begin(&sequence)
     try:
         result = _ndarray_function(self, func, types, args, kwargs)
     finally:
@@ -405,7 +398,7 @@ def run_plain(method, self, args, kwargs):
     cdef uint64_t sequence
     plain = _plain(self)
     args = tuple([_plain(x) for x in args])
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return method(plain, *args, **kwargs)
     finally:
@@ -416,7 +409,7 @@ def run_view(method, self, args, kwargs):
     """`ndarray.method` that answers with a view where it can: plain where it had to copy."""
     cdef uint64_t sequence
     _alive(_region(self))
-    _begin(&sequence)
+    begin(&sequence)
     try:
         return _settled(method(self, *args, **kwargs))
     finally:

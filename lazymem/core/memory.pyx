@@ -4,13 +4,16 @@
 the source alive, and ends the region, at the latest when it dies. Deallocation never waits: where a fetch is still running, address
 space and source go to a list that is looked through whenever a region is made, closed or deallocated.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
 from lazymem.core.failure cimport Failure, LOG_ENTRIES, failure_read, failures_now
-from lazymem.core.fill cimport account_for_memory, memory_limit_set, operation_begin, operation_end, region_fetch
-from lazymem.core.jobs cimport job_post, job_run
+from lazymem.core.fill cimport (
+    account_for_memory, forget_standins, memory_limit_set, operation_begin, operation_end, region_fetch, standins_wait,
+)
+from lazymem.core.jobs cimport job_post, job_run, jobs_cancel
 from lazymem.core.native cimport *
 from lazymem.core.region cimport *
 from lazymem.core.source cimport FileSource, NativeSource
@@ -57,6 +60,7 @@ cdef object memory_of(Region *r):
     return <object>r.owner if r.owner != NULL else None
 
 
+@cython.no_gc_clear  # a fetch may be running in the source until the region is closed
 cdef class Memory:
     """The memory of one region.
 
@@ -359,7 +363,9 @@ cdef int _end(Region *r, uint64_t patience_ns):
     """Close a region and take its bytes off the account. Return: as `region_close`."""
     cdef int error
     with nogil:
+        jobs_cancel(r)
         error = region_close(r, lm_now_ns() + patience_ns)
+        forget_standins(r)
         account_for_memory(<int64_t>lm_load64(&r.held))
     return error
 
@@ -373,13 +379,22 @@ def region_owner(uint64_t address):
 def begin_operation():
     """Start an operation that can raise; returns what `end_operation` wants. Blocks: up to 1 s for other threads' stand-ins."""
     cdef uint64_t sequence
-    cdef bint fine
-    with nogil:
-        fine = operation_begin(&sequence)
-    if not fine:
-        raise TimeoutError("lazymem: another thread's failed operation has not ended for 1 s; bytes it could not fetch are "
-                           "mapped as zeros meanwhile, so nothing is read")
+    begin(&sequence)
     return sequence
+
+
+cdef int begin(uint64_t *sequence) except -1:
+    """`begin_operation`. GIL: released while it waits."""
+    cdef uint64_t deadline_ns
+    cdef bint gone
+    while not operation_begin(sequence):
+        deadline_ns = lm_now_ns() + 1000000000
+        with nogil:
+            gone = standins_wait(deadline_ns)
+        if not gone:
+            raise TimeoutError("lazymem: another thread's failed operation has not ended for 1 s; bytes that it could not "
+                               "fetch are mapped as zeros meanwhile, so nothing is read")
+    return 0
 
 
 def end_operation(uint64_t sequence, operands=()):

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,6 +41,8 @@ static inline int lm_cas64(uint64_t *p, uint64_t was, uint64_t is)
 {
     return __atomic_compare_exchange_n(p, &was, is, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
+/* Loads before it are done before loads after it: the second look of a sequence lock. */
+static inline void lm_loads_done(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static inline int lm_low_bit(uint64_t v) { return __builtin_ctzll(v); }
 static inline int lm_high_bit(uint64_t v) { return 63 - __builtin_clzll(v); }
 
@@ -98,6 +101,25 @@ static inline const char *lm_errno_text(int error)
     (void)error;
     return NULL;
 #endif
+}
+
+/* memcpy from memory that may not be readable (a mapped file that was cut short). 0 / -EFAULT. */
+static inline int lm_copy_from(void *dst, const void *src, size_t nbytes)
+{
+    while (nbytes) {
+        struct iovec to = {dst, nbytes}, from = {(void *)src, nbytes};
+        ssize_t n = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+        if (n < 0 && (errno == ENOSYS || errno == EPERM)) {  /* a sandbox forbids the question: read it and see */
+            memcpy(dst, src, nbytes);
+            return 0;
+        }
+        if (n <= 0)
+            return -EFAULT;
+        dst = (char *)dst + n;
+        src = (const char *)src + n;
+        nbytes -= (size_t)n;
+    }
+    return 0;
 }
 
 /* Thread-local words that a signal handler may read: initial-exec storage is part of the thread's own block, where the

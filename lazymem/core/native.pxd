@@ -17,6 +17,8 @@ cdef extern from "native.h" nogil:
     bint lm_cas32(uint32_t *p, uint32_t was, uint32_t now)
     void lm_and_not64(uint64_t *p, uint64_t v)
     bint lm_cas64(uint64_t *p, uint64_t was, uint64_t now)
+    void lm_loads_done()
+    int lm_copy_from(void *dst, const void *src, size_t nbytes)
     int lm_low_bit(uint64_t v)
     int lm_high_bit(uint64_t v)
     void lm_pause()
@@ -38,4 +40,5 @@ cdef extern from "errno.h" nogil:
     int errno
     enum:
         EACCES, EAGAIN, EBADF, EBUSY, EDEADLK, EDQUOT, EEXIST, EFAULT, EINTR, EINVAL, EIO, ELOOP, ENODATA, ENOENT, ENOMEM
+        ENOTTY
         ENOSYS, EPERM, EPROTO, ESHUTDOWN, ESTALE, ETIMEDOUT

@@ -54,6 +54,7 @@ ctypedef struct Region:
     void *owner          # the Python object, borrowed; only with the GIL
     Region *next_free
     char name[NAME_NBYTES]
+    uint64_t standins    # blocks of it that are, or are about to be, stand-ins
     uint64_t held        # bytes of memory that fills have put here
     Counters counters
 

@@ -148,6 +148,7 @@ cdef Region *_candidate(uint64_t addr) noexcept nogil:
                 low = middle + 1
             else:
                 high = middle
+        lm_loads_done()
         if lm_load64(&_sequence) == before:
             return found
 
@@ -276,6 +277,7 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
     r.exports = 0
     r.owner = NULL
     r.held = 0
+    r.standins = 0
     memset(&r.counters, 0, sizeof(Counters))
     strncpy(r.name, name, NAME_NBYTES - 1)
     r.name[NAME_NBYTES - 1] = 0

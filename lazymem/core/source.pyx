@@ -4,6 +4,7 @@ Memory that is already there, a local file, a C function. A source is a `fetch` 
 Python object only keeps alive what `fetch` needs.
 """
 from lazymem.core.native cimport *
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from posix.unistd cimport close
 
@@ -141,6 +142,7 @@ cdef class FileSource(NativeSource):
             close(self._file.fd)
 
 
+@cython.no_gc_clear  # C code may be running in it
 cdef class FunctionSource(NativeSource):
     """A C function of lazymem.h's type.
 

@@ -14,6 +14,7 @@ cdef enum BlockState:
     STANDIN = 16       # with FAILED: zero pages are mapped so that an operation could end; they are not data
                        # with FILLING: its own source touched it
     AGAIN = 32         # with FILLING: it was resident, some of its pages may still be
+    WITNESS = 64       # a thread that cannot be told of a failure sleeps in the kernel for it; until it is resident
     DETAIL_SHIFT = 8
 
 cdef uint32_t *table_create(uint64_t nblocks) noexcept nogil

@@ -8,7 +8,9 @@ A message for a block that another thread is filling is dropped: that fill's COP
 failure. A source that itself touches lazy arrays keeps its thread while another serves that touch; when no follower is left to
 take the baton, a thread is added (LIMIT in all).
 """
-from posix.unistd cimport close
+from libc.stdlib cimport abort
+from libc.string cimport strlen
+from posix.unistd cimport close, write
 
 from lazymem.core.abi cimport *
 from lazymem.core.fill cimport loud_stop, region_touch
@@ -99,6 +101,14 @@ cdef void _refuse(Region *r, uint64_t addr, uint32_t tid, int error) noexcept no
         lm_signal_thread(tid, SIGBUS)
 
 
+cdef void _descriptor_lost() noexcept nogil:
+    """Somebody closed our descriptor (closerange?): missing pages would become zeros, sleepers sleep for ever. End loudly."""
+    cdef const char *text = (b"\nlazymem: the userfaultfd of this process was closed by somebody else; lazy arrays would read "
+                             b"zeros where pages are missing. Stopping.\n")
+    write(2, text, strlen(text))
+    abort()
+
+
 cdef void *_handler(void *unused) noexcept nogil:
     """The life of a handler thread. GIL: never. Blocks: for ever, between faults."""
     cdef uffd_msg message
@@ -113,7 +123,7 @@ cdef void *_handler(void *unused) noexcept nogil:
             leading = True
         n = uffd_read(_fd, &message)                                     # 1. a message
         if n < 0:
-            break
+            _descriptor_lost()
         if n == 0 or message.event != UFFD_EVENT_PAGEFAULT:
             continue
         page = message.address & ~(page_nbytes() - 1)
@@ -128,11 +138,11 @@ cdef void *_handler(void *unused) noexcept nogil:
         outcome = region_touch(r, message.address, message.ptid, False)  # 4. fill
         if outcome == -ESHUTDOWN:
             uffd_wake(_fd, page, page_nbytes())
+        elif outcome in (-EBADF, -ENOTTY):
+            _descriptor_lost()
         elif outcome < 0:
             _refuse(r, message.address, message.ptid, -outcome)
         region_leave(r)
-    _give_baton()
-    lm_sub32(&_count, 1)
     return NULL
 
 
