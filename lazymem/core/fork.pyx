@@ -6,15 +6,25 @@ that arrays made in the child work; the parent's arrays are LOST there: operatio
 """
 from lazymem.core.failure cimport failures_forget
 from lazymem.core.inline cimport signals_forget
-from lazymem.core.jobs cimport jobs_forget
+from lazymem.core.jobs cimport jobs_forget, jobs_hold, jobs_let_go
 from lazymem.core.pool cimport pool_forget_all
-from lazymem.core.region cimport regions_forget
+from lazymem.core.region cimport regions_forget, regions_hold, regions_let_go
 from lazymem.core.thread cimport thread_forget_all
 from lazymem.core.threads cimport threads_forget
 
 
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+
+
+cdef void _prepare() noexcept nogil:
+    jobs_hold()
+    regions_hold()
+
+
+cdef void _in_parent() noexcept nogil:
+    regions_let_go()
+    jobs_let_go()
 
 
 cdef void _in_child() noexcept nogil:
@@ -28,6 +38,7 @@ cdef void _in_child() noexcept nogil:
     failures_forget()
     # 3. The addresses.
     regions_forget()
+    _in_parent()
 
 
-pthread_atfork(NULL, NULL, _in_child)
+pthread_atfork(_prepare, _in_parent, _in_child)

@@ -19,7 +19,6 @@ cdef extern from *:
     static pthread_mutex_t lm_jobs_lock = PTHREAD_MUTEX_INITIALIZER;
     static inline void lm_jobs_enter(void) { pthread_mutex_lock(&lm_jobs_lock); }
     static inline void lm_jobs_exit(void) { pthread_mutex_unlock(&lm_jobs_lock); }
-    static inline void lm_jobs_lock_anew(void) { pthread_mutex_init(&lm_jobs_lock, NULL); }
     static int lm_start_helper(void *(*run)(void *))
     {
         pthread_t thread;
@@ -39,7 +38,6 @@ cdef extern from *:
     """
     void lm_jobs_enter() noexcept nogil
     void lm_jobs_exit() noexcept nogil
-    void lm_jobs_lock_anew() noexcept nogil
     int lm_start_helper(void *(*run)(void *) noexcept nogil) noexcept nogil
     void lm_name_helper() noexcept nogil
 
@@ -200,9 +198,18 @@ cdef void jobs_cancel(Region *r) noexcept nogil:
     lm_jobs_exit()
 
 
+cdef void jobs_hold() noexcept nogil:
+    """Before a fork: nobody is changing the table while it is copied. GIL: any. Blocks: for microseconds."""
+    lm_jobs_enter()
+
+
+cdef void jobs_let_go() noexcept nogil:
+    """After it, in the parent and in the child. GIL: any."""
+    lm_jobs_exit()
+
+
 cdef void jobs_forget() noexcept nogil:
     """In a forked child: the threads are the parent's. GIL: any."""
     global _helpers
-    lm_jobs_lock_anew()
     memset(_jobs, 0, sizeof(_jobs))
     _helpers = 0

@@ -66,4 +66,6 @@ cdef Region *region_numbered(uint64_t id) noexcept nogil
 cdef Region *region_at(uint64_t addr) noexcept nogil
 cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil
 cdef bint region_free(Region *r) noexcept nogil
+cdef void regions_hold() noexcept nogil
+cdef void regions_let_go() noexcept nogil
 cdef void regions_forget() noexcept nogil

@@ -46,13 +46,15 @@ cdef extern from *:
         pthread_mutex_unlock(&lm_registry_lock);
         pthread_sigmask(SIG_SETMASK, before, NULL);
     }
-    static inline void lm_registry_lock_anew(void) { pthread_mutex_init(&lm_registry_lock, NULL); }
+    static inline void lm_registry_hold(void) { pthread_mutex_lock(&lm_registry_lock); }
+    static inline void lm_registry_let_go(void) { pthread_mutex_unlock(&lm_registry_lock); }
     """
     ctypedef struct sigset_t:
         pass
     void lm_registry_enter(sigset_t *before) noexcept nogil
     void lm_registry_exit(const sigset_t *before) noexcept nogil
-    void lm_registry_lock_anew() noexcept nogil
+    void lm_registry_hold() noexcept nogil
+    void lm_registry_let_go() noexcept nogil
 
 # Huge pages, once we use them, need regions that start where they do.
 cdef uint64_t ALIGN_NBYTES = 2 << 20
@@ -384,14 +386,21 @@ cdef bint region_free(Region *r) noexcept nogil:
     return True
 
 
+cdef void regions_hold() noexcept nogil:
+    """Before a fork: nobody is changing the registry while it is copied. GIL: any. Blocks: for microseconds."""
+    lm_registry_hold()
+
+
+cdef void regions_let_go() noexcept nogil:
+    """After it, in the parent and in the child. GIL: any."""
+    lm_registry_let_go()
+
+
 cdef void regions_forget() noexcept nogil:
     """In a forked child: its parent's regions were not inherited. Their addresses are taken again at once, so that nothing else can
     ever be read there. GIL: any. Blocks: no. Thread: the only one."""
     cdef uint64_t i
     cdef Region *r
-    lm_registry_lock_anew()
-    if lm_load64(&_sequence) & 1:
-        sequence_moves()
     for i in range(_count):
         r = _entries[i].region
         lm_store32(&r.users, 0)

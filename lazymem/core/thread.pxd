@@ -14,6 +14,7 @@ ctypedef struct Standins:
 ctypedef struct Thread:
     uint32_t tid
     uint32_t operations        # LazyArray operations running on it, inside one another
+    bint handler               # it is a handler thread
     uint32_t depth             # sources running on it, inside one another
     int error                  # errno of the first touch that failed in the outermost of them; further misses fail at once
     void *chain[CHAIN_MAX]     # the regions of those sources

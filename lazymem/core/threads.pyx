@@ -5,8 +5,12 @@ read(); the others sleep on the baton. The leader also fills: a touch costs one 
 it hands the baton on, so that somebody always reads; a source that cannot block (memory) is run with the baton in hand.
 
 A message for a block that another thread is filling is dropped: that fill's COPY wakes every sleeper of the block, and so does its
-failure. A source that itself touches lazy arrays keeps its thread while another serves that touch; when no follower is left to
-take the baton, a thread is added (LIMIT in all).
+failure.
+
+A C function may touch lazy arrays, and keeps its thread while another serves that touch. So that there always is another: of touches
+by threads that are not ours, at most ENTERED_MAX are inside such sources at a time; each can nest CHAIN_MAX deep, so LIMIT
+threads are always enough, and one is added whenever a leader would leave nobody to read. A touch above the limit is woken again
+after a pause, to ask anew.
 """
 from libc.stdlib cimport abort
 from libc.string cimport strlen
@@ -16,6 +20,7 @@ from lazymem.core.abi cimport *
 from lazymem.core.fill cimport loud_stop, region_touch
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region, region_enter, region_leave
+from lazymem.core.thread cimport Thread, thread_find, thread_self
 from lazymem.core.uffd cimport (
     PRIVILEGE_NONE, page_nbytes, uffd_open, uffd_poison, uffd_read, uffd_wake,
 )
@@ -53,7 +58,9 @@ cdef extern from *:
     int SIGBUS
 
 cdef enum:
-    LIMIT = 64
+    ENTERED_MAX = 16
+    LIMIT = 80            # more than ENTERED_MAX * CHAIN_MAX and a reader
+    ASKED_MAX = 64        # threads that a user may ask for
 
 cdef int _fd = -1
 cdef int _privilege = PRIVILEGE_NONE
@@ -61,6 +68,8 @@ cdef uint64_t _features = 0
 cdef uint32_t _baton = 0      # 0 free, 1 a thread reads, 2 it does and others sleep for it
 cdef uint32_t _count = 0      # handler threads
 cdef uint32_t _idle = 0       # of them, those that sleep for the baton
+cdef uint32_t _entered = 0    # touches by foreign threads that are inside a source which may touch lazy arrays
+cdef uint64_t DEFER_NS = 50000
 
 
 cdef void _take_baton() noexcept nogil:
@@ -78,13 +87,24 @@ cdef void _give_baton() noexcept nogil:
         lm_futex_wake(&_baton, 1)
 
 
-cdef void _add_thread_if_none_idle(bint leaf) noexcept nogil:
-    """A source that touches lazy arrays waits for another handler: there must be one."""
-    if leaf or lm_load32(&_idle) != 0 or lm_load32(&_count) >= <uint32_t>LIMIT:
-        return
+cdef bint _somebody_can_read() noexcept nogil:
+    """Is there a follower, or can one be added? A source that touches lazy arrays waits for it. Thread: the leader."""
+    if lm_load32(&_idle) != 0:
+        return True
+    if lm_load32(&_count) >= <uint32_t>LIMIT:
+        return False
     lm_add32(&_count, 1)
     if lm_start_thread(_handler, NULL):
         lm_sub32(&_count, 1)
+        return False
+    return True
+
+
+cdef bint _may_enter(uint32_t toucher, bint *foreign) noexcept nogil:
+    """May a source that touches lazy arrays be run for this toucher now? Thread: the leader."""
+    cdef Thread *thread = thread_find(toucher)
+    foreign[0] = thread == NULL or not thread.handler
+    return _somebody_can_read() and (not foreign[0] or lm_load32(&_entered) < <uint32_t>ENTERED_MAX)
 
 
 cdef void _refuse(Region *r, uint64_t addr, uint32_t tid, int error) noexcept nogil:
@@ -114,8 +134,11 @@ cdef void *_handler(void *unused) noexcept nogil:
     cdef uffd_msg message
     cdef Region *r
     cdef uint64_t page
-    cdef bint leading = False
+    cdef bint leading = False, foreign, enters
     cdef int n, outcome
+    cdef Thread *me = thread_self()
+    if me != NULL:
+        me.handler = True
     lm_name_thread(b"lazymem-handler")
     while True:
         if not leading:
@@ -131,11 +154,22 @@ cdef void *_handler(void *unused) noexcept nogil:
         if r == NULL:
             uffd_wake(_fd, page, page_nbytes())
             continue
+        enters = False
         if r.source.may_block and lm_load32(&r.status) == LIVE:          # 3. hand the reading on, unless filling is instant
-            _add_thread_if_none_idle(r.source.leaf)
+            if not r.source.leaf:
+                if not _may_enter(message.ptid, &foreign):
+                    region_leave(r)
+                    lm_sleep_ns(DEFER_NS)
+                    uffd_wake(_fd, page, page_nbytes())
+                    continue
+                enters = foreign
+            if enters:
+                lm_add32(&_entered, 1)
             _give_baton()
             leading = False
         outcome = region_touch(r, message.address, message.ptid, False)  # 4. fill
+        if enters:
+            lm_sub32(&_entered, 1)
         if outcome == -ESHUTDOWN:
             uffd_wake(_fd, page, page_nbytes())
         elif outcome in (-EBADF, -ENOTTY):
@@ -148,7 +182,7 @@ cdef void *_handler(void *unused) noexcept nogil:
 
 cdef void threads_forget() noexcept nogil:
     """In a forked child: threads and descriptor are the parent's. GIL: any."""
-    global _fd, _privilege, _baton, _count, _idle
+    global _fd, _privilege, _baton, _count, _idle, _entered
     if _fd >= 0:
         close(_fd)
     _fd = -1
@@ -156,6 +190,7 @@ cdef void threads_forget() noexcept nogil:
     _baton = 0
     _count = 0
     _idle = 0
+    _entered = 0
 
 
 def descriptor(uint32_t threads):
@@ -178,7 +213,7 @@ def descriptor(uint32_t threads):
         if fd < 0:
             raise OSError(-fd, "userfaultfd")
         _fd = fd
-    threads = min(threads, <uint32_t>LIMIT)
+    threads = min(threads, <uint32_t>ASKED_MAX)
     while lm_load32(&_count) < threads:
         lm_add32(&_count, 1)
         error = lm_start_thread(_handler, NULL)
