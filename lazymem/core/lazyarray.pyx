@@ -93,7 +93,7 @@ cdef extern from "Python.h":
     void Py_DECREF(PyObject *)
     void Py_XDECREF(PyObject *)
 
-ctypedef void (*destructor_t)(PyObject *)
+ctypedef void (*destructor_t)(PyObject *) noexcept
 ctypedef int (*getbuffer_t)(PyObject *, Py_buffer *, int) except -1
 ctypedef object (*binary_t)(object, object)
 ctypedef object (*unary_t)(object)
