@@ -1,0 +1,294 @@
+"""Does the doctor tell the truth, on machines where lazymem works, works in part, and does not?"""
+
+import json
+import os
+import sys
+
+import pytest
+from support import IS_ROOT, check_child, each_user, needs_root, run_child
+
+# A real seccomp filter, as containers have: userfaultfd(2) answers an errno, everything else is allowed. Then a command under it.
+FILTERED = """
+import ctypes, os, platform, struct, sys
+NUMBER, ARCH = {{"x86_64": (323, 0xC000003E), "aarch64": (282, 0xC00000B7)}}[platform.machine()]
+def op(code, jt, jf, k): return struct.pack("HBBI", code, jt, jf, k)
+program = b"".join([
+    op(0x20, 0, 0, 4),                      # load arch
+    op(0x15, 0, 3, ARCH),                   # another one: allow
+    op(0x20, 0, 0, 0),                      # load the system call's number
+    op(0x15, 0, 1, NUMBER),
+    op(0x06, 0, 0, 0x00050000 | {errno}),   # answer this errno
+    op(0x06, 0, 0, 0x7FFF0000),             # allow
+])
+class Program(ctypes.Structure):
+    _fields_ = [("n", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER = 38, 22, 2
+assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+made = Program(len(program) // 8, program)
+assert libc.prctl(PR_SET_SECCOMP, FILTER, ctypes.byref(made), 0, 0) == 0, ctypes.get_errno()
+assert libc.syscall(NUMBER, 1) == -1 and ctypes.get_errno() == {errno}, "the filter does not work"
+os.execv(sys.executable, [sys.executable, *{arguments!r}])
+"""
+DOCTOR = ["-m", "lazymem", "doctor"]
+WORDS = {"ENOSYS": 38, "EPERM": 1}
+
+
+def doctor(user=None, *flags):
+    """Its exit status and JSON."""
+    status, out, err = run_child([sys.executable, *flags, *DOCTOR, "--json"], user=user)
+    assert not err, err
+    return status, json.loads(out)
+
+
+def filtered(errno_name, arguments, user):
+    return run_child(FILTERED.format(errno=WORDS[errno_name], arguments=arguments), user=user)
+
+
+def device_is_open_to(user):
+    code = "import os; print(os.access('/dev/userfaultfd', os.R_OK | os.W_OK))"
+    return check_child(code, user=user).strip() == "True"
+
+
+@needs_root
+def test_root_is_told_that_it_works_fully():
+    status, found = doctor()
+    assert status == 0
+    assert found["works"]
+    assert found["kernel_faults"]
+    assert found["auto"] == "threads"
+    assert found["verdict"].startswith("works fully")
+    assert all(t["right"] and t["array_write"] == "right" for t in found["trials"])
+    assert {t["asked"]: t["system_call"] for t in found["trials"]} == {"auto": "right", "threads": "right", "inline": "EFAULT"}
+
+
+def test_an_ordinary_user_is_told_of_user_faults_and_remedies():
+    if device_is_open_to("nobody"):
+        pytest.skip("ordinary users may open /dev/userfaultfd here")
+    status, found = doctor("nobody")
+    if found["privileges"]["unprivileged_userfaultfd"] == 1:
+        pytest.skip("vm.unprivileged_userfaultfd is 1 here")
+    assert status == 0
+    assert found["works"]
+    assert not found["kernel_faults"]
+    assert found["auto"] == "inline"
+    assert found["verdict"].startswith("works with user faults only")
+    assert {t["asked"]: t["system_call"] for t in found["trials"]} == {
+        "auto": "EFAULT",
+        "threads": "EFAULT",
+        "inline": "EFAULT",
+    }
+    assert all(t["right"] and t["array_write"] == "right" for t in found["trials"])
+    ways = json.dumps(found["remedies"])
+    for word in (
+        "sysctl vm.unprivileged_userfaultfd=1",
+        "--device /dev/userfaultfd",
+        "Kubernetes",
+        "lazymem.populate",
+        "file.write(a)",
+    ):
+        assert word in ways, word
+    user = found["privileges"]["user"]
+    assert (f"setfacl -m u:{user}:rw /dev/userfaultfd" in ways) == found["privileges"]["device"]["there"]
+
+
+@each_user
+def test_what_it_says_agrees_with_what_arrays_do(user):
+    _, found = doctor(user)
+    took = check_child(
+        """
+        import lazymem as lm
+        region = lm.region(lm.from_provider(bytes(10)))
+        print(region.delivery, region.kernel_faults)
+        """,
+        user=user,
+    )
+    assert took.split() == [found["auto"], str(found["kernel_faults"])]
+
+
+@each_user
+def test_text_says_the_verdict_first_and_every_topic(user):
+    status, out, err = run_child([sys.executable, *DOCTOR], user=user)
+    assert status == 0, err
+    first, second, *_ = out.splitlines()
+    assert first.startswith("lazymem works")
+    assert "delivery 'auto' takes '" in first
+    assert second == ""
+    for topic in ("kernel", "seccomp", "/dev/userfaultfd", "vm.unprivileged_userfaultfd", "SIGBUS", "THREAD_ID", "POISON",
+                  "MOVE", "cores", "memory", "vm.max_map_count", "vm.overcommit_memory", "numpy", os.uname().release):  # fmt: skip
+        assert topic in out, topic
+    assert max(map(len, out.splitlines())) <= 127
+
+
+def test_features_are_those_of_the_kernel():
+    """Against the bits that the kernel reports, by number."""
+    from lazymem.core import uffd
+
+    mask = next(features for _, error, features in uffd.probe() if error == 0)
+    _, found = doctor()
+    assert sum(1 << f["bit"] for f in found["features"] if f["there"]) == mask & ((1 << 17) - 1)
+    names = {f["name"]: f["bit"] for f in found["features"]}
+    assert (names["SIGBUS"], names["THREAD_ID"], names["POISON"], names["WP_ASYNC"], names["MOVE"]) == (7, 8, 14, 15, 16)
+
+
+@pytest.mark.parametrize("flags", [(), ("-X", "faulthandler")])
+def test_faulthandler_is_named_as_owner_of_sigbus(flags):
+    status, found = doctor(None, *flags)
+    assert status == 0
+    assert found["signals"]["faulthandler"] == bool(flags)
+    assert found["signals"]["sigbus_owner"] == ("faulthandler" if flags else "nobody")
+
+
+@pytest.mark.parametrize("errno_name", ["EPERM", "ENOSYS"])
+class TestUnderASeccompFilter:
+    """Trap 57: what a container's default profile answers."""
+
+    def test_verdict_and_remedies(self, errno_name):
+        if device_is_open_to("nobody"):
+            pytest.skip("ordinary users may open /dev/userfaultfd here")
+        status, out, err = filtered(errno_name, [*DOCTOR, "--json"], "nobody")
+        assert (status, err) == (1, "")
+        found = json.loads(out)
+        assert not found["works"]
+        assert found["auto"] is None
+        assert found["features"] is None
+        assert found["verdict"].startswith("does not work")
+        assert errno_name in found["verdict"]
+        assert found["privileges"]["seccomp"] == "filter"
+        assert [r["errno_name"] for r in found["privileges"]["rungs"][1:]] == [errno_name, errno_name]
+        assert not any(t["right"] for t in found["trials"])
+        assert all(
+            "lazymem doctor" in t["error"] and t["error"].startswith(("OSError", "PermissionError")) for t in found["trials"]
+        )
+        ways = json.dumps(found["remedies"])
+        for word in (
+            "--device /dev/userfaultfd",
+            "SCMP_ACT_ALLOW",
+            "--security-opt seccomp=",
+            "localhostProfile",
+            "SystemCallFilter",
+        ):
+            assert word in ways, word
+        assert "sysctl" not in ways  # it would not help: the filter stands in front
+
+    def test_text(self, errno_name):
+        if device_is_open_to("nobody"):
+            pytest.skip("ordinary users may open /dev/userfaultfd here")
+        status, out, err = filtered(errno_name, DOCTOR, "nobody")
+        assert (status, err) == (1, "")
+        assert out.startswith("lazymem does not work: ")
+        assert "Traceback" not in out
+        assert "--device /dev/userfaultfd" in out
+
+    @pytest.mark.parametrize("command", [["demo"], ["demo", "--json"]])
+    def test_other_commands_say_where_to_ask(self, errno_name, command):
+        if device_is_open_to("nobody"):
+            pytest.skip("ordinary users may open /dev/userfaultfd here")
+        status, _, err = filtered(errno_name, ["-m", "lazymem", *command], "nobody")
+        assert status == 1
+        assert "lazymem doctor" in err
+        assert "Traceback" not in err
+
+    def test_constructor(self, errno_name):
+        if device_is_open_to("nobody"):
+            pytest.skip("ordinary users may open /dev/userfaultfd here")
+        code = (
+            "import lazymem\n"
+            "for delivery in ('auto', 'threads', 'inline'):\n"
+            "    try: lazymem.from_provider(bytes(8), delivery=delivery)\n"
+            "    except OSError as error: print(error.errno, error)\n"
+        )
+        status, out, err = filtered(errno_name, ["-c", code], "nobody")
+        assert (status, err) == (0, "")
+        lines = out.splitlines()
+        assert len(lines) == 3
+        for line in lines:
+            assert line.startswith(f"{WORDS[errno_name]} ")
+            assert "lazymem doctor" in line
+
+    @pytest.mark.skipif(not IS_ROOT or not os.path.exists("/dev/userfaultfd"), reason="needs root and /dev/userfaultfd")
+    def test_the_device_is_a_way_round(self, errno_name):
+        """What `docker run --device /dev/userfaultfd` amounts to."""
+        status, out, err = filtered(errno_name, [*DOCTOR, "--json"], None)
+        assert (status, err) == (0, "")
+        found = json.loads(out)
+        assert found["verdict"].startswith("works fully")
+        assert found["privileges"]["rungs"][1]["errno_name"] == errno_name
+
+
+@each_user
+def test_blocked_sigbus_is_found_out(user):
+    """A shell or supervisor that blocks SIGBUS hands that on."""
+    code = f"""
+    import os, signal, sys
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
+    os.execv(sys.executable, [sys.executable, *{[*DOCTOR, "--json"]!r}])
+    """
+    status, out, err = run_child(code, user=user)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["signals"]["sigbus_blocked"]
+    right = {t["asked"]: t["right"] for t in found["trials"]}
+    assert right["threads"]
+    assert not right["inline"]
+    if not right["auto"]:
+        assert found["verdict"].startswith("works only with delivery='threads'")
+    assert "pthread_sigmask" in json.dumps(found["remedies"])
+
+
+def test_a_small_address_space_is_named():
+    code = f"""
+    import os, resource, sys
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    os.execv(sys.executable, [sys.executable, *{[*DOCTOR, "--json"]!r}])
+    """
+    status, out, err = run_child(code)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["machine"]["rlimits"]["AS"] == 4 << 30
+    assert any("RLIMIT_AS is 4 GiB" in r["what"] for r in found["remedies"])
+
+
+def test_a_trial_that_dies_or_hangs_is_a_finding():
+    """Not the doctor's end: one child stands for each."""
+    out = check_child(
+        """
+        import subprocess, sys, time
+        from lazymem.cli import trial
+        def child(code):
+            return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        soon = time.monotonic() + 20
+        died = trial._answer(child("import os; os.kill(os.getpid(), 7)"), "inline", soon)
+        failed = trial._answer(child("raise SystemExit('no such thing')"), "inline", soon)
+        hung = trial._answer(child("import time; time.sleep(600)"), "threads", time.monotonic())
+        print(died["right"], died["error"])
+        print(failed["right"], failed["error"])
+        print(hung["right"], hung["error"])
+        """
+    )
+    assert out.splitlines() == [
+        "False died of signal 7: it said nothing",
+        "False ended with status 1: no such thing",
+        "False no answer within 20 s",
+    ]
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_elsewhere_it_says_so(system):
+    code = f"""
+    import sys
+    sys.platform = {system!r}
+    sys.argv = ["lazymem"]
+    from lazymem.cli import main
+    statuses = [main(["doctor"]), main(["doctor", "--json"]), main(["demo"]), main(["info", "a.npy"])]
+    assert statuses == [1, 1, 1, 1], statuses
+    """
+    status, out, err = run_child(code)
+    assert status == 0, err
+    first, *_, last = out.splitlines()
+    assert first.startswith("lazymem does not work: ")
+    assert system in first
+    assert json.loads(last)["works"] is False
+    assert "lazymem demo: " in err
+    assert "lazymem info: " in err
+    assert "Traceback" not in err
