@@ -1,0 +1,162 @@
+"""What can be asked of `python -m lazymem bench`?
+
+Rows go to standard output, a line of JSON each, as they are measured; a table for people to standard error (not with --json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lazymem.options import PAGE_NBYTES, nbytes
+
+BLOCKS_NBYTES = (4 << 10, 64 << 10, 2 << 20)
+_FIGURES = (("p50", "p50_ns"), ("p99", "p99_ns"), ("p99.9", "p99_9_ns"), ("mean", "mean_ns"))
+
+
+def _block(text: str) -> int:
+    try:
+        size = nbytes(text if not text.isdigit() else int(text), "--block")
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if size < PAGE_NBYTES or size > 2 << 20 or size & (size - 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a power of two from a page ({PAGE_NBYTES}) to 2 MiB")
+    return size
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r}: give 1 to 256")
+    return int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the benches as sub-commands."""
+    commands = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
+
+    fault = commands.add_parser("fault", help="the latency of a first touch, beside the least that could serve it")
+    fault.add_argument("--block", type=_block, action="append", metavar="SIZE",
+                       help='block size, again for more (default: "4 KiB", "64 KiB", "2 MiB")')  # fmt: skip
+    fault.add_argument("--case", action="append", metavar="NAME", help="only this case, again for more")
+    fault.add_argument("--threads", type=_count, nargs="+", default=[1], metavar="N",
+                       help="touching threads; more than one implies --unpinned")  # fmt: skip
+    fault.add_argument("--png", metavar="FILE", help="draw a picture too (needs matplotlib: the bench extra)")
+
+    array = commands.add_parser("array", help="a resident array against an ordinary one; creating; importing")
+    for each in (fault, array):
+        each.add_argument("--unpinned", action="store_true", help="do not pin to one core; also cases without any option")
+        each.add_argument("--quick", action="store_true", help="a few touches only: does it work, not how fast")
+
+    compare = commands.add_parser("compare", help="two files of rows: exit code 1 if anything became slower")
+    compare.add_argument("old", metavar="OLD")
+    compare.add_argument("new", metavar="NEW")
+    for each in (fault, array, compare):
+        each.add_argument("--json", action="store_true", help="rows only, no table")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line that makes such rows, without paths."""
+    words = ["python -m lazymem bench", args.bench]
+    for block in getattr(args, "block", None) or ():
+        words.append(f"--block {block}")
+    for case in getattr(args, "case", None) or ():
+        words.append(f"--case {case}")
+    if getattr(args, "threads", [1]) != [1]:
+        words.append("--threads " + " ".join(map(str, args.threads)))
+    words += [f"--{flag}" for flag in ("unpinned", "quick") if getattr(args, flag)]
+    return " ".join(words)
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _fault_rows(args: argparse.Namespace, core: int | None, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    from lazymem.arrays import NATIVE_BLOCK_NBYTES
+    from lazymem.bench.fault import cases_for, measure_block, plan_for
+
+    for block in args.block or sorted({max(b, PAGE_NBYTES) for b in BLOCKS_NBYTES}):
+        names = cases_for(core is not None, block, NATIVE_BLOCK_NBYTES)
+        if args.case:
+            names = [name for name in names if name in args.case]
+        if names:
+            yield from measure_block(plan_for(block, args.quick), names, args.threads, core, say)
+
+
+def _unknown_cases(args: argparse.Namespace) -> list[str]:
+    from lazymem.bench.cases import DEFAULTS, PINNED
+
+    return [name for name in args.case or () if name not in (*PINNED, *DEFAULTS)]
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["bench"] == "fault":
+        figures = "  ".join(f"{name} {row[key]:>9,}" for name, key in _FIGURES)
+        return f"{row['case']:28} {row['block_nbytes']:>8} {row['threads']:>3} thr  {figures} ns  spread {row['spread']:.1%}"
+    size = f" {row['block_nbytes']:>8} {row['threads']:>3} thr" if "threads" in row else ""
+    verdict = "" if "ok" not in row else f"  limit {row['limit']:,}: {'ok' if row['ok'] else 'MISSED'}"
+    return f"{row['case']:28}{size}  {row['value']:>12,} {row.get('unit', 'ratio')}{verdict}"
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from lazymem.bench.array import measure_array
+    from lazymem.bench.facts import facts
+    from lazymem.bench.fault import BenchError
+
+    pinned = not args.unpinned and (args.bench != "fault" or max(args.threads) == 1)
+    core = max(os.sched_getaffinity(0)) if pinned else None
+    common = facts(_command(args), pinned)
+    if args.bench == "fault":
+        unknown = _unknown_cases(args)
+        if unknown:
+            print(f"bench: no case {', '.join(unknown)}; lazymem/bench/cases.py lists them", file=sys.stderr)
+            return 2
+        measured = _fault_rows(args, core, _say)
+    else:
+        measured = measure_array(args.quick, core, _say)
+    rows = []
+    try:
+        for row in measured:
+            rows.append(row | common)
+            print(json.dumps(rows[-1]), flush=True)
+    except BenchError as error:
+        _say("")
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    _say("")
+    if not args.json:
+        print("\n".join(map(_line, rows)), file=sys.stderr)
+    if getattr(args, "png", None):
+        from lazymem.bench.plot import save
+
+        try:
+            save(rows, args.png)
+        except (ImportError, ValueError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from lazymem.bench.compare import BadRows, compare, exit_code, json_rows, read_rows, table
+
+    try:
+        verdicts = compare(read_rows(args.old), read_rows(args.new))
+    except (BadRows, OSError) as error:
+        print(f"bench compare: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(json_rows(verdicts)) if args.json else table(verdicts))
+    code = exit_code(verdicts)
+    if code == 2:
+        print("bench compare: the files have no row in common", file=sys.stderr)
+    return code
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked. Returns the exit code: 0; 1 a case failed, or something became slower; 2 a question without sense."""
+    return _compare(args) if args.bench == "compare" else _measure(args)
