@@ -268,7 +268,8 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             filled[0] = error == 0
             return error
         if (seen >> DETAIL_SHIFT) == toucher and state == FILLING:
-            return _fill_beside(r, block)
+            error = _own_source_runs(r, me)  # its own source touched it; else a signal handler did
+            return error if error else _fill_beside(r, block)
         if not wait:
             if plain and not (seen & WITNESS) and not lm_cas32(word, seen, seen | WITNESS):
                 continue
@@ -404,6 +405,15 @@ cdef bint _remember_standin(Thread *toucher, Region *r, uint64_t block) noexcept
     return False
 
 
+cdef bint _has_pages(uint64_t start, uint64_t whole) noexcept nogil:
+    cdef uint64_t done = 0
+    while done < whole:
+        if not page_is_absent(start + done):
+            return True
+        done += page_nbytes()
+    return False
+
+
 cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
     """Let a failed touch go on over zeros that its operation will disown.
 
@@ -424,6 +434,9 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexc
         uffd_wake(r.uffd, start, whole)
         return True
     if not (seen & STANDIN):
+        if r.writable and _has_pages(start, whole):    # dropping the stand-in would drop private writes with it
+            table_publish(word, seen & ~<uint32_t>WAITERS)
+            return False
         _count_standin(r, 1)                           # (1)
     failure_log(r.id, block, toucher.tid, error)       # (2)
     toucher.error = error

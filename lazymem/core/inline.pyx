@@ -114,6 +114,8 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
         error = region_touch(r, addr, me.tid, True)  # poison of an earlier touch: this one can raise, so try anew
     else:
         error = _error_of_poison(r, addr)
+        if error == 0:  # poison without a failure any more: filling it heals it, going on without would end here again
+            error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
     if error < 0:
         loud_stop(r, addr, -error)
     region_leave(r)

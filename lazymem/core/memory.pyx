@@ -35,6 +35,7 @@ def reap():
     while i < len(_dying):
         address, source = _dying[i]
         if region_free(<Region *><size_t>address):
+            forget_standins(<Region *><size_t>address)  # its structure stays, and nobody takes it without the GIL
             del _dying[i]
         else:
             i += 1
@@ -121,7 +122,9 @@ cdef class Memory:
         r.owner = NULL
         if lm_load32(&r.status) == LIVE:
             _end(r, 0)
-        if not region_free(r):
+        if region_free(r):
+            forget_standins(r)
+        else:
             _dying.append((<size_t>r, self._source))
 
     def __getbuffer__(self, Py_buffer *view, int flags):
@@ -365,7 +368,8 @@ cdef int _end(Region *r, uint64_t patience_ns):
     with nogil:
         jobs_cancel(r)
         error = region_close(r, lm_now_ns() + patience_ns)
-        forget_standins(r)
+        if error == 0:  # else a fetch may still count its own down
+            forget_standins(r)
         account_for_memory(<int64_t>lm_load64(&r.held))
     return error
 
@@ -426,6 +430,8 @@ cdef int blame(uint64_t sequence, operands) except -1:
                          "some may have been this array's")
     for i in range(sequence + 1, now + 1):
         if not failure_read(i, &entry):
+            if failures_now() - i < LOG_ENTRIES:
+                continue  # being written still: its stand-in was not there yet when this operation ended
             raise page_error("?", "?", 0, 0, 0, 5, "touches failed during this operation; some may have been this array's")
         r = region_numbered(entry.region_id)
         if r == NULL:

@@ -4,7 +4,7 @@ One function per ioctl, each returning 0 or -errno; the only file that names UFF
 knows of Python, so all of it may run in a signal handler.  Source: ioctl_userfaultfd(2); the return protocol of COPY as
 verified on 6.18 (partial copies, EEXIST without a wake, VMAs split by somebody's madvise).
 """
-from posix.fcntl cimport O_CLOEXEC, O_RDWR, open
+from posix.fcntl cimport O_CLOEXEC, O_RDONLY, O_RDWR, open
 from posix.ioctl cimport ioctl
 from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
@@ -16,6 +16,7 @@ cdef extern from "native.h" nogil:
     long syscall(long number, ...)
     int mincore(void *addr, size_t length, unsigned char *vec)
     int fcntl(int fd, int command, ...)
+    ssize_t pread(int fd, void *dst, size_t nbytes, int64_t offset)
     enum:
         F_DUPFD_CLOEXEC "1030"
 
@@ -136,6 +137,18 @@ cdef bint page_is_absent(uint64_t addr) noexcept nogil:
     return mincore(<void *>addr, _page_nbytes, &resident) == 0 and not (resident & 1)
 
 
+cdef bint page_is_swapped(uint64_t addr) noexcept nogil:
+    """Is the page in swap, where mincore(2) calls it absent? Source: proc(5) pagemap, bit 62. GIL: never. Blocks: no."""
+    cdef uint64_t entry = 0
+    cdef ssize_t n
+    cdef int fd = open(b"/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return False
+    n = pread(fd, &entry, sizeof(entry), <int64_t>(addr // _page_nbytes * sizeof(entry)))
+    close(fd)
+    return n == sizeof(entry) and (entry >> 62) & 1
+
+
 cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil:
     """Place `nbytes` at `dst`, page by page atomically, and wake whoever waits for them.
 
@@ -176,11 +189,12 @@ cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCoun
         elif err == EEXIST:  # 3. the first page is there; nothing was copied, nobody was woken
             lm_count(&counts.eexist, 1)
             uffd_wake(fd, dst + done, _page_nbytes)
-            if page_is_absent(dst + done) and vanished < 8:
+            if page_is_absent(dst + done) and not page_is_swapped(dst + done):
+                if vanished == 8:
+                    return -ENOMEM  # "there" and absent for ever is how some kernels say so
                 vanished += 1  # dropped again behind our back: once more
                 continue
-            if vanished == 8:
-                return -ENOMEM  # "there" and absent for ever is how some kernels say so
+            vanished = 0
             done += _page_nbytes
         elif err == ENOENT and limit > _page_nbytes:
             limit = _page_nbytes  # 4. somebody split the mapping: its pieces take single pages
