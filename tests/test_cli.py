@@ -140,7 +140,7 @@ def test_info_of_odd_arrays(folder, capsys, made):
 
 def test_info_of_raw_elements(folder, capsys):
     (folder / "raw.bin").write_bytes(bytes(100))
-    assert main(["info", str(folder / "raw.bin"), "--dtype", "i2", "--offset", "4", "--shape", "-1,6", "--json"]) == 0
+    assert main(["info", str(folder / "raw.bin"), "--dtype", "i2", "--offset", "4", "--shape=-1,6", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["shape"], found["begins_at"], found["dtype"]) == ([8, 6], 4, "int16")
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from support import IS_ROOT, check_child, each_user, needs_root, run_child
 
-# A real seccomp filter, as containers have: userfaultfd(2) answers an errno, everything else is allowed. Then a command under it.
+# A real seccomp filter, as containers have: userfaultfd(2) answers an errno, all else is allowed. Then a command under it.
 FILTERED = """
 import ctypes, os, platform, struct, sys
 NUMBER, ARCH = {{"x86_64": (323, 0xC000003E), "aarch64": (282, 0xC00000B7)}}[platform.machine()]
@@ -115,7 +115,8 @@ def test_text_says_the_verdict_first_and_every_topic(user):
     assert "delivery 'auto' takes '" in first
     assert second == ""
     for topic in ("kernel", "seccomp", "/dev/userfaultfd", "vm.unprivileged_userfaultfd", "SIGBUS", "THREAD_ID", "POISON",
-                  "MOVE", "cores", "memory", "vm.max_map_count", "vm.overcommit_memory", "numpy", os.uname().release):  # fmt: skip
+                  "MOVE", "cores", "memory", "vm.max_map_count", "vm.overcommit_memory", "numpy",
+                  os.uname().release):  # fmt: skip
         assert topic in out, topic
     assert max(map(len, out.splitlines())) <= 127
 
@@ -292,3 +293,42 @@ def test_elsewhere_it_says_so(system):
     assert "lazymem demo: " in err
     assert "lazymem info: " in err
     assert "Traceback" not in err
+
+
+@needs_root
+def test_read_and_write_permission_on_the_device_is_enough(folder):
+    """The remedy named first really is one: a copy of the device that everybody may open, seen by this child alone."""
+    code = f"""
+    import ctypes, os, sys
+    from support import as_nobody
+    prefix = as_nobody()
+    libc = ctypes.CDLL(None, use_errno=True)
+    CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 1 << 17, 1 << 12, 1 << 14, 1 << 18
+    def must(result):
+        if result:
+            print("not here:", os.strerror(ctypes.get_errno()))
+            sys.exit(77)
+    must(libc.unshare(CLONE_NEWNS))
+    must(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+    copy = {str(folder / "device")!r}
+    try:
+        os.mknod(copy, 0o020666, os.stat("/dev/userfaultfd").st_rdev)
+        os.chmod(copy, 0o666)
+        os.close(os.open(copy, os.O_RDWR))  # not on a file system mounted without devices
+    except OSError as error:
+        print("not here:", error)
+        sys.exit(77)
+    must(libc.mount(copy.encode(), b"/dev/userfaultfd", None, MS_BIND, None))
+    command = [*prefix, sys.executable, *{[*DOCTOR, "--json"]!r}]
+    os.execvp(command[0], command)
+    """
+    status, out, err = run_child(code)
+    if status == 77:
+        pytest.skip(out.strip())
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert not found["privileges"]["root"]
+    assert found["privileges"]["device"]["mode"] == "crw-rw-rw-"
+    assert found["verdict"].startswith("works fully")
+    assert all(t["right"] for t in found["trials"])
+    assert not any("EFAULT" in r["what"] for r in found["remedies"])
