@@ -109,7 +109,7 @@ def _nothing_allowed(facts: dict[str, Any]) -> Remedy:
             ("", "Any account may then use user faults (delivery='inline')"),
             ("  Docker, Podman", "docker run --security-opt seccomp=PROFILE.json ..."),
             ("  Kubernetes", "securityContext: {seccompProfile: {type: Localhost, localhostProfile: PROFILE.json}}"),
-            ("  systemd", "SystemCallFilter=userfaultfd, added to the unit"),
+            ("  systemd", "add userfaultfd to the list that the unit's SystemCallFilter= already allows"),
         ),
     )
 
