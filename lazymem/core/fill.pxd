@@ -15,6 +15,7 @@ cdef bint operation_begin(uint64_t *sequence) noexcept nogil
 cdef bint standins_wait(uint64_t deadline_ns) noexcept nogil
 cdef void forget_standins(Region *r) noexcept nogil
 cdef bint operation_end(uint64_t sequence) noexcept nogil
+cdef void wake_block(Region *r, uint64_t block) noexcept nogil
 cdef void loud_stop(Region *r, uint64_t addr, int error) noexcept nogil
 cdef void account_for_memory(int64_t nbytes) noexcept nogil
 cdef void memory_limit_set(uint64_t nbytes) noexcept nogil

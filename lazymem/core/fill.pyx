@@ -212,9 +212,14 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
             seen = lm_load32(word)
         if seen & WAITERS:
             lm_futex_wake(word, INT_MAX)
-        # Threads that sleep in the kernel for this block, and were only counted, must come and be told.
-        uffd_wake(r.uffd, r.base + block * r.block_nbytes, whole)
     return error
+
+
+cdef void wake_block(Region *r, uint64_t block) noexcept nogil:
+    """Threads that sleep in the kernel for a block whose fetch failed must come and be told: wake them, once it is decided what
+    becomes of the touch that asked (a stand-in, poison). Woken before, that touch itself would ask a second time, and the
+    answer would find its operation ended. GIL: never. Blocks: no."""
+    uffd_wake(r.uffd, r.base + block * r.block_nbytes, _whole_pages(_block_nbytes(r, block)))
 
 
 cdef int _own_source_runs(Region *r, Thread *thread) noexcept nogil:
@@ -267,7 +272,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             error = _fill(r, block)
             filled[0] = error == 0
             return error
-        if (seen >> DETAIL_SHIFT) == toucher and state == FILLING:
+        if (seen >> DETAIL_SHIFT) == toucher and state == FILLING and not seen & MAKING:
             error = _own_source_runs(r, me)  # its own source touched it; else a signal handler did
             return error if error else _fill_beside(r, block)
         if not wait:
@@ -290,7 +295,10 @@ cdef int region_need(Region *r, uint64_t block) noexcept nogil:
     """
     cdef Thread *me = thread_self()
     cdef int filled
-    return _need(r, block, me, me.tid if me != NULL else lm_gettid(), True, False, &filled)
+    cdef int error = _need(r, block, me, me.tid if me != NULL else lm_gettid(), True, False, &filled)
+    if error:
+        wake_block(r, block)
+    return error
 
 
 cdef int _refill(Region *r, uint64_t addr, uint64_t block, Thread *me, int *filled) noexcept nogil:
@@ -386,6 +394,16 @@ cdef void forget_standins(Region *r) noexcept nogil:
     lm_store64(&r.standins, 0)
 
 
+cdef void _note_failure(Thread *toucher, Region *r, uint64_t block, int error) noexcept nogil:
+    cdef uint64_t sequence = failure_log(r.id, block, toucher.tid, error)
+    if toucher.error == 0:
+        toucher.first_sequence = sequence
+        toucher.first_region = r.id
+        toucher.first_block = block
+        toucher.first_error = error
+        toucher.error = error
+
+
 cdef bint _remember_standin(Thread *toucher, Region *r, uint64_t block) noexcept nogil:
     """Return: False when the thread's stand-ins lie in too many regions already."""
     cdef Standins *s
@@ -424,13 +442,13 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexc
     cdef uint32_t seen = lm_load32(word), state = seen & STATE
     cdef uint64_t start = r.base + block * r.block_nbytes, whole = _whole_pages(_block_nbytes(r, block)), done = 0
     if state == RESIDENT or state == DIRTY or state == FILLING or state == LEAVING:
-        if state == FILLING and (seen >> DETAIL_SHIFT) == toucher.tid:
+        if state == FILLING and (seen >> DETAIL_SHIFT) == toucher.tid and not seen & MAKING:
             return _stand_in_own(r, block, toucher, error)
         uffd_wake(r.uffd, start, whole)  # somebody else is more fortunate: touch again
         return True
     if seen & WITNESS or not _remember_standin(toucher, r, block):
         return False
-    if not lm_cas32(word, seen, FILLING | (toucher.tid << DETAIL_SHIFT)):
+    if not lm_cas32(word, seen, FILLING | MAKING | (toucher.tid << DETAIL_SHIFT)):
         uffd_wake(r.uffd, start, whole)
         return True
     if not (seen & STANDIN):
@@ -438,8 +456,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexc
             table_publish(word, seen & ~<uint32_t>WAITERS)
             return False
         _count_standin(r, 1)                           # (1)
-    failure_log(r.id, block, toucher.tid, error)       # (2)
-    toucher.error = error
+    _note_failure(toucher, r, block, error)            # (2)
     _map_zeros(r, start, whole)                        # (3)
     table_publish(word, FAILED | STANDIN | (<uint32_t>error << DETAIL_SHIFT))
     return True
@@ -455,8 +472,7 @@ cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) n
     if not (lm_load32(word) & STANDIN):
         lm_or32(word, STANDIN)
         _count_standin(r, 1)
-    failure_log(r.id, block, toucher.tid, error)
-    toucher.error = error
+    _note_failure(toucher, r, block, error)
     _map_zeros(r, start, whole)
     return True
 
@@ -497,6 +513,9 @@ cdef void _drop_standins(Thread *me) noexcept nogil:
         if lm_load32(&r.status) == LIVE and r.id == s.region_id:
             for block in range(s.low, s.high + 1):
                 seen = lm_load32(&r.words[block])
+                while (seen & STATE) == FILLING and seen & MAKING and (seen >> DETAIL_SHIFT) == me.tid:
+                    lm_pause()  # the zeros woke us; the handler thread is about to say what they are
+                    seen = lm_load32(&r.words[block])
                 if (seen & STATE) == FAILED and seen & STANDIN:
                     if lm_cas32(&r.words[block], seen, LEAVING | (me.tid << DETAIL_SHIFT)):
                         _unmap_standin(r, block)
@@ -512,7 +531,10 @@ cdef bint operation_begin(uint64_t *sequence) noexcept nogil:
     cdef Thread *me = thread_self()
     if me != NULL:
         if standins_live() != 0 and me.operations == 0 and me.depth == 0:
-            return False
+            _drop_standins(me)  # a message that came twice (signals) may have been answered after its operation ended
+            me.error = 0
+            if standins_live() != 0:
+                return False
         me.operations += 1
     sequence[0] = failures_now()
     return True
@@ -531,7 +553,7 @@ cdef bint standins_wait(uint64_t deadline_ns) noexcept nogil:
 cdef bint operation_end(uint64_t sequence) noexcept nogil:
     """Return: did any touch fail in the process since it began? GIL: kept. Blocks: no."""
     cdef Thread *me = thread_self()
-    if me != NULL:
+    if me != NULL and me.operations != 0:  # 0: forked in the middle of it, the child's record is new
         me.operations -= 1
         if me.operations == 0 and me.depth == 0 and me.error:
             _drop_standins(me)

@@ -19,7 +19,7 @@ from lazymem.core.native cimport *
 from lazymem.core.region cimport CLOSED, INLINE, LIVE, LOST, Region, region_enter, region_leave
 from lazymem.core.table cimport DETAIL_SHIFT, FAILED, STATE
 from lazymem.core.thread cimport Thread, thread_self
-from lazymem.core.uffd cimport PRIVILEGE_NONE, uffd_open
+from lazymem.core.uffd cimport PRIVILEGE_NONE, page_is_absent, page_nbytes, uffd_open
 
 
 cdef extern from *:
@@ -82,7 +82,7 @@ cdef extern from *:
     uint64_t lm_info_addr(const siginfo_t *info) noexcept nogil
     int lm_info_code(const siginfo_t *info) noexcept nogil
     int lm_passing_more(int n) noexcept nogil
-    int SIGBUS, SIGSEGV
+    int SIGBUS, SIGSEGV, BUS_MCEERR_AR
 
 cdef int _fd = -1
 cdef int _privilege = PRIVILEGE_NONE
@@ -108,6 +108,11 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
         lm_errno_set(saved)
         return
     me = thread_self()
+    if lm_info_code(info) == BUS_MCEERR_AR and not page_is_absent(addr & ~(page_nbytes() - 1)):
+        region_leave(r)  # a memory error in a page that is there: never ours to mend
+        _pass(sig, info, ucontext)
+        lm_errno_set(saved)
+        return
     if r.delivery == INLINE:
         error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
     elif me != NULL and (me.operations or me.depth):

@@ -425,6 +425,10 @@ cdef int blame(uint64_t sequence, operands) except -1:
     cdef uint32_t me = thread_self().tid if thread_self() != NULL else 0
     cdef Failure entry
     cdef Region *r
+    if thread_self() != NULL and thread_self().first_sequence > sequence:
+        r = region_numbered(thread_self().first_region)
+        if r != NULL:
+            raise_page_error(r, thread_self().first_block, thread_self().first_error)
     if now - sequence > LOG_ENTRIES:
         raise page_error("?", "?", 0, 0, 0, 5, f"{now - sequence} touches failed during this operation, more than are kept; "
                          "some may have been this array's")

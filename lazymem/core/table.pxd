@@ -15,6 +15,7 @@ cdef enum BlockState:
                        # with FILLING: its own source touched it
     AGAIN = 32         # with FILLING: it was resident, some of its pages may still be
     WITNESS = 64       # a thread that cannot be told of a failure sleeps in the kernel for it; until it is resident
+    MAKING = 128       # with FILLING: a stand-in is being made for the thread of the detail
     DETAIL_SHIFT = 8
 
 cdef uint32_t *table_create(uint64_t nblocks) noexcept nogil

@@ -17,6 +17,10 @@ ctypedef struct Thread:
     bint handler               # it is a handler thread
     uint32_t depth             # sources running on it, inside one another
     int error                  # errno of the first touch that failed in the outermost of them; further misses fail at once
+    uint64_t first_sequence    # that touch's log entry, kept here since the log may be overrun
+    uint64_t first_region
+    uint64_t first_block
+    int first_error
     void *chain[CHAIN_MAX]     # the regions of those sources
     Standins standins[STANDIN_REGIONS]
 

@@ -17,7 +17,7 @@ from libc.string cimport strlen
 from posix.unistd cimport close, write
 
 from lazymem.core.abi cimport *
-from lazymem.core.fill cimport loud_stop, region_touch
+from lazymem.core.fill cimport loud_stop, region_touch, wake_block
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region, region_enter, region_leave
 from lazymem.core.thread cimport Thread, thread_find, thread_self
@@ -115,7 +115,7 @@ cdef void _refuse(Region *r, uint64_t addr, uint32_t tid, int error) noexcept no
     cdef uint64_t page = addr & ~(page_nbytes() - 1)
     if _features & UFFD_FEATURE_POISON:
         uffd_poison(_fd, page, page_nbytes())
-        uffd_wake(_fd, page, page_nbytes())
+        wake_block(r, (addr - r.base) // r.block_nbytes)
     else:
         loud_stop(r, addr, error)
         lm_signal_thread(tid, SIGBUS)
