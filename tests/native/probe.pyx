@@ -1,0 +1,223 @@
+"""What does the core answer when its nogil functions are called one by one?"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+from posix.ioctl cimport ioctl
+
+from lazymem.core.abi cimport *
+from lazymem.core.native cimport *
+from lazymem.core.pool cimport pool_give, pool_take
+from lazymem.core.region cimport LIVE, Region, region_at, region_enter, region_leave
+from lazymem.core.table cimport *
+from lazymem.core.uffd cimport *
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+cdef extern from "native.h" nogil:
+    int madvise(void *, size_t, int)
+
+
+def open_uffd(uint64_t wanted, uint64_t optional=0):
+    """(descriptor or -errno, privilege, features)"""
+    cdef int privilege = 0
+    cdef uint64_t features = 0
+    fd = uffd_open(wanted, optional, &privilege, &features)
+    return fd, privilege, features
+
+
+def register(int fd, uint64_t addr, uint64_t nbytes):
+    return uffd_register(fd, addr, nbytes)
+
+
+def wake(int fd, uint64_t addr, uint64_t nbytes):
+    return uffd_wake(fd, addr, nbytes)
+
+
+def zero(int fd, uint64_t addr, uint64_t nbytes):
+    return uffd_zero(fd, addr, nbytes)
+
+
+def poison(int fd, uint64_t addr, uint64_t nbytes):
+    return uffd_poison(fd, addr, nbytes)
+
+
+def absent(uint64_t addr):
+    return page_is_absent(addr)
+
+
+def copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes):
+    """(0 or -errno, eexist, eagain)"""
+    cdef CopyCounts counts
+    cdef int error
+    memset(&counts, 0, sizeof(counts))
+    with nogil:
+        error = uffd_copy(fd, dst, src, nbytes, &counts)
+    return error, counts.eexist, counts.eagain
+
+
+def raw_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, uint64_t mode=0, int64_t preset=0):
+    """One UFFDIO_COPY as the kernel answers it: (errno, the field it says how far it came in)."""
+    cdef uffdio_copy request
+    cdef int error = 0
+    request.dst = dst
+    request.src = src
+    request.len = nbytes
+    request.mode = mode
+    request.copy = preset
+    with nogil:
+        if ioctl(fd, UFFDIO_COPY, &request):
+            error = errno
+    return error, request.copy
+
+
+def read_message(int fd):
+    """(what uffd_read answers, event, address, thread)"""
+    cdef uffd_msg message
+    cdef int n
+    memset(&message, 0, sizeof(message))
+    with nogil:
+        n = uffd_read(fd, &message)
+    return n, message.event, message.address, message.ptid
+
+
+cdef uint32_t _gates[2]
+
+
+cdef void _meet(uint32_t round_number, int gate) noexcept nogil:
+    """Two threads wait for each other."""
+    lm_add32(&_gates[gate], 1)
+    while lm_load32(&_gates[gate]) < 2 * round_number:
+        sched_yield()
+
+
+def race_copies_reset():
+    _gates[0] = 0
+    _gates[1] = 0
+
+
+def race_copies(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, uint32_t rounds, bint drops):
+    """Copy to one place as often as another thread does, at the same time; one of them drops it after each round.
+
+    (errors, EEXIST seen, rounds in which a page was absent after the copy)
+    """
+    cdef CopyCounts counts
+    cdef uint32_t i
+    cdef uint64_t errors = 0, absent_after = 0, page
+    memset(&counts, 0, sizeof(counts))
+    with nogil:
+        for i in range(1, rounds + 1):
+            _meet(i, 0)
+            if uffd_copy(fd, dst, src, nbytes, &counts):
+                errors += 1
+            page = 0
+            while page < nbytes:
+                absent_after += page_is_absent(dst + page)
+                page += page_nbytes()
+            _meet(i, 1)
+            if drops:
+                madvise(<void *>dst, nbytes, 4)
+    return errors, counts.eexist, absent_after
+
+
+def dirty_staging(uint64_t nbytes, int blocks, int byte):
+    """Fill the pool's staging blocks of a size class with one byte, and give them back."""
+    cdef void *taken[64]
+    cdef int i
+    for i in range(blocks):
+        taken[i] = pool_take(nbytes)
+        memset(taken[i], byte, nbytes)
+    for i in range(blocks):
+        pool_give(taken[i], nbytes)
+
+
+def staging_apart(uint64_t nbytes, int blocks):
+    """The addresses of so many staging blocks taken at the same time."""
+    cdef list taken = [<size_t>pool_take(nbytes) for _ in range(blocks)]
+    for addr in taken:
+        memset(<void *><size_t>addr, 7, nbytes)
+        pool_give(<void *><size_t>addr, nbytes)
+    return taken
+
+
+def look_up(addresses, uint32_t rounds):
+    """Enter and leave whatever region is at each address, again and again. How often one that was entered did not cover it."""
+    cdef uint64_t at[256]
+    cdef uint64_t i, n = len(addresses), wrong = 0, found = 0
+    cdef uint32_t k
+    cdef Region *r
+    for i in range(n):
+        at[i] = addresses[i]
+    with nogil:
+        for k in range(rounds):
+            for i in range(n):
+                r = region_enter(at[i])
+                if r != NULL:
+                    found += 1
+                    if at[i] < r.base or at[i] > r.base + r.map_nbytes or lm_load32(&r.users) == 0:
+                        wrong += 1
+                    region_leave(r)
+    return wrong, found
+
+
+def users_at(uint64_t addr):
+    """How many threads are in the region there, or -1."""
+    cdef Region *r = region_at(addr)
+    return <int>lm_load32(&r.users) if r != NULL else -1
+
+
+cdef class Words:
+    """A block table of its own."""
+    cdef uint32_t *words
+    cdef readonly uint64_t n
+
+    def __cinit__(self, uint64_t n):
+        self.n = n
+        self.words = table_create(n)
+        if self.words == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.words != NULL:
+            table_destroy(self.words, self.n)
+
+    def get(self, uint64_t i):
+        return lm_load32(&self.words[i])
+
+    def claim(self, uint64_t i, uint32_t was, uint32_t tid):
+        return lm_cas32(&self.words[i], was, FILLING | (tid << DETAIL_SHIFT))
+
+    def publish(self, uint64_t i, uint32_t now):
+        table_publish(&self.words[i], now)
+
+    def wait(self, uint64_t i, uint32_t seen, double seconds):
+        cdef int error
+        with nogil:
+            error = table_wait(&self.words[i], seen, lm_now_ns() + <uint64_t>(seconds * 1e9))
+        return error
+
+    def contend(self, uint64_t i, uint32_t tid, uint32_t rounds):
+        """Claim, publish or wait, with others, until the detail of the word has reached `rounds`. How often this thread won.
+
+        While it holds the word it moves a plain counter behind the last word, which nothing else protects.
+        """
+        cdef uint32_t seen, state, won = 0
+        cdef uint32_t *counter = &self.words[self.n - 1]
+        with nogil:
+            while True:
+                seen = lm_load32(&self.words[i])
+                state = seen & STATE
+                if state == FILLING:
+                    if table_wait(&self.words[i], seen, lm_now_ns() + <uint64_t>5000000000):
+                        break
+                    continue
+                if (seen >> DETAIL_SHIFT) >= rounds:
+                    break
+                if not lm_cas32(&self.words[i], seen, FILLING | (tid << DETAIL_SHIFT)):
+                    continue
+                counter[0] = counter[0] + 1
+                won += 1
+                table_publish(&self.words[i], RESIDENT | (((seen >> DETAIL_SHIFT) + 1) << DETAIL_SHIFT))
+        return won
+
+
+STATES = {"MISSING": MISSING, "FILLING": FILLING, "RESIDENT": RESIDENT, "FAILED": FAILED, "WAITERS": WAITERS,
+          "SHIFT": DETAIL_SHIFT}
