@@ -201,6 +201,20 @@ cdef int _finalize(PyObject *made, PyObject *parent) noexcept:
     return 0
 
 
+cdef object _finalize_capsule = PyCapsule_New(<void *>_finalize, NULL, NULL)
+
+
+cdef class _Finalize:
+    """numpy's C code asks the type and takes a capsule; its Python code (`broadcast_to(subok=True)`) asks the array, for what it
+    can call. The array has been through the capsule by then."""
+    def __get__(self, instance, kind):
+        return _finalize_capsule if instance is None else _nothing
+
+
+def _nothing(parent):
+    pass
+
+
 cdef void _dealloc(PyObject *self) noexcept:
     cdef PyTypeObject *own_type = (<PyObject *>self).ob_type
     cdef Region *r = (<Extra *>(<char *>self + _extra_at)).region
@@ -548,7 +562,7 @@ _spec.slots = _slots
 
 LazyBase = PyType_FromSpecWithBases(&_spec, (np.ndarray,))
 _lazy = <PyTypeObject *>LazyBase
-LazyBase.__array_finalize__ = PyCapsule_New(<void *>_finalize, NULL, NULL)
+LazyBase.__array_finalize__ = _Finalize()
 LazyBase.__array_ufunc__ = _array_ufunc
 LazyBase.__array_function__ = _array_function
 
