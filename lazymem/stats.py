@@ -121,7 +121,7 @@ def read_stats(memory: Memory) -> Stats:
     return Stats(
         name=memory.name, delivery=memory.delivery, faults=c["faults"], filled=c["filled"], joins=c["joins"],
         failed=c["failed"], blocks=c["blocks"], refilled=c["refilled"], nblocks=memory.nblocks,
-        resident_blocks=sum(memory.resident(0, memory.nblocks)) if not memory.closed else 0,
+        resident_blocks=memory.resident_blocks(),
         block_nbytes=memory.block_nbytes, nbytes=memory.nbytes, nbytes_asked=c["nbytes_asked"],
         nbytes_used=c["nbytes_used"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,
     )  # fmt: skip

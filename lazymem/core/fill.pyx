@@ -396,6 +396,9 @@ cdef void forget_standins(Region *r) noexcept nogil:
 
 cdef void _note_failure(Thread *toucher, Region *r, uint64_t block, int error) noexcept nogil:
     cdef uint64_t sequence = failure_log(r.id, block, toucher.tid, error)
+    r.last_failed_block = block
+    r.last_error = error
+    lm_store64(&r.last_failure, sequence)
     if toucher.error == 0:
         toucher.first_sequence = sequence
         toucher.first_region = r.id

@@ -294,6 +294,18 @@ cdef class Memory:
             out[block - first] = (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY)
         return answer
 
+    def resident_blocks(self):
+        """How many blocks are in memory. Blocks: no. GIL: released meanwhile."""
+        cdef Region *r = self.region
+        cdef uint64_t block, n = 0
+        lm_add32(&r.users, 1)
+        if lm_load32(&r.status) == LIVE:
+            with nogil:
+                for block in range(r.nblocks):
+                    n += (r.words[block] & STATE) in (RESIDENT, DIRTY)
+        lm_sub32(&r.users, 1)
+        return n
+
     def counters(self):
         """The region's counters, by name; `latency` is a list of counts, entry i of [2**i, 2**(i+1)) ns."""
         cdef Counters *c = &self.region.counters
@@ -429,18 +441,25 @@ cdef int blame(uint64_t sequence, operands) except -1:
         r = region_numbered(thread_self().first_region)
         if r != NULL:
             raise_page_error(r, thread_self().first_block, thread_self().first_error)
-    if now - sequence > LOG_ENTRIES:
-        raise page_error("?", "?", 0, 0, 0, 5, f"{now - sequence} touches failed during this operation, more than are kept; "
-                         "some may have been this array's")
-    for i in range(sequence + 1, now + 1):
+    if now - sequence >= LOG_ENTRIES or not failure_read(sequence + 1, &entry):
+        _blame_latest(sequence, operands)  # overrun: the regions themselves know of their latest
+    for i in range(max(sequence, now - min(now, <uint64_t>LOG_ENTRIES)) + 1, now + 1):
         if not failure_read(i, &entry):
-            if failures_now() - i < LOG_ENTRIES:
-                continue  # being written still: its stand-in was not there yet when this operation ended
-            raise page_error("?", "?", 0, 0, 0, 5, "touches failed during this operation; some may have been this array's")
+            continue
         r = region_numbered(entry.region_id)
         if r == NULL:
             continue
         start = r.base + entry.block * r.block_nbytes
         if entry.tid == me or any(low < start + r.block_nbytes and start < high for low, high in operands):
             raise_page_error(r, entry.block, entry.error)
+    return 0
+
+
+cdef int _blame_latest(uint64_t sequence, operands) except -1:
+    """Raise if the latest failure of an operand's region came after `sequence`; which bytes failed before it is forgotten."""
+    cdef Region *r
+    for low, high in operands:
+        r = region_at(<uint64_t>low)
+        if r != NULL and lm_load64(&r.last_failure) > sequence:
+            raise_page_error(r, r.last_failed_block, r.last_error)
     return 0

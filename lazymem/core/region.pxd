@@ -54,6 +54,9 @@ ctypedef struct Region:
     void *owner          # the Python object, borrowed; only with the GIL
     Region *next_free
     char name[NAME_NBYTES]
+    uint64_t last_failure  # log number, block and errno of its latest failed touch: for operations that find the log overrun
+    uint64_t last_failed_block
+    int last_error
     uint64_t standins    # blocks of it that are, or are about to be, stand-ins
     uint64_t held        # bytes of memory that fills have put here
     Counters counters

@@ -22,8 +22,9 @@ cdef extern from "native.h" nogil:
 
 # One ioctl moves at most this much: it holds the lock of the mapping, and a longer one would stall every mmap() of the process.
 cdef uint64_t COPY_STEP_NBYTES = 2 << 20
-# A descriptor this high is out of the way of programs that close or reuse the low numbers.
-cdef int HIGH_FD = 512
+# Out of the way of programs that close or reuse the low numbers, and still in a process's first table of 64: growing that
+# takes 10 ms once there are threads (an RCU grace period).
+cdef int HIGH_FD = 48
 
 cdef uint64_t _page_nbytes = <uint64_t>sysconf(_SC_PAGESIZE)
 

@@ -43,7 +43,7 @@ class CFunction:
         self.nbytes = int(nbytes.__index__())
         if not 0 <= self.nbytes < 1 << 63:
             raise ValueError(f"nbytes={nbytes!r}: give 0 to 2**63 - 1")
-        self.name = getattr(fn, "__name__", None) or type(fn).__name__
+        self.name = getattr(fn, "__name__", None) or "C function"
         self.address, own_data = _address(fn)
         if not self.address:
             raise TypeError(f"{fn!r} is a null pointer")
