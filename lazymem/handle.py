@@ -91,7 +91,7 @@ class Region(Memory):
 
     def _count_root(self) -> int:
         root = self._root() if self._root is not None else None
-        return sys.getrefcount(root) if root is not None else self._root_references
+        return sys.getrefcount(root) if root is not None else self._root_references - 1
 
     def views(self, closing: LazyArray | None = None) -> int:
         """How many views would lose their memory: other LazyArrays, and plain arrays of `numpy.asarray`.
@@ -110,6 +110,8 @@ class Region(Memory):
         array = self._array() if self._array is not None else None
         if array is not None:
             lazy -= 1
+        else:
+            lazy += 1  # its own reference to the root is gone
         if closing is not None and closing is not array:
             lazy -= 1
         return lazy + self._count_root() - self._root_references
