@@ -2,7 +2,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     CHAIN_MAX = 4      # arrays whose sources may be running inside one another on one thread
-    STANDIN_REGIONS = 4
+    STANDIN_REGIONS = 256  # in one operation: np.concatenate of so many arrays whose disk has gone still raises
 
 ctypedef struct Standins:
     # Blocks [low, high] of one region among which are stand-ins that this thread's failed touches made.
