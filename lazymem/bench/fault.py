@@ -195,7 +195,6 @@ def measure_block(
         path = os.path.join(folder, "blocks")
         content = np.random.default_rng(1).integers(0, 256, plan.nblocks * plan.block_nbytes, np.uint8)
         content.tofile(path)  # and so in the page cache
-        os.chmod(folder, 0o755)
         children: list[Child] = []
         try:
             children = [Child(name, plan, path, core) for name in names]
