@@ -113,6 +113,9 @@ class LazyArray(core.LazyBase):
             with open(os.fspath(fid), "wb", buffering=0) as f:
                 _write_pieces(self, f)
 
+    def __bytes__(self) -> bytes:
+        return self.tobytes()  # by its buffer a failed fetch could not be told
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         from lazymem.recipes import reduce_array
 
