@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from typing import Any
 
 from numpy.lib import format as npy
@@ -14,6 +15,7 @@ SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
 # A header is some hundred bytes; a structured dtype of ten thousand fields is still below this.
 _HEADER_MAX_NBYTES = 1 << 20
+_READERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read_layout(fd: int, file_nbytes: int, name: str) -> Layout:
@@ -37,16 +39,21 @@ def read_layout(fd: int, file_nbytes: int, name: str) -> Layout:
     head = io.BytesIO(os.pread(fd, _HEADER_MAX_NBYTES, 0))
     try:
         version = npy.read_magic(head)
-        readers: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        if version in readers:
-            shape, fortran, dtype = readers[version](head, max_header_size=_HEADER_MAX_NBYTES)
+        if version == (3, 0):
+            # 2.0 with UTF-8 field names, which numpy's public readers do not know: given to them as Python's escapes.
+            (nbytes,) = struct.unpack("<I", head.read(4))
+            text = head.read(nbytes).decode().encode("ascii", "backslashreplace")
+            start = head.tell()
+            shape, fortran, dtype = _READERS[2, 0](io.BytesIO(struct.pack("<I", len(text)) + text), _HEADER_MAX_NBYTES)
+        elif version in _READERS:
+            shape, fortran, dtype = _READERS[version](head, _HEADER_MAX_NBYTES)
+            start = head.tell()
         else:
-            # 3.0 is 2.0 with UTF-8 field names; numpy's public readers stop at 2.0.
-            shape, fortran, dtype = npy._read_array_header(head, version, max_header_size=_HEADER_MAX_NBYTES)  # type: ignore[attr-defined]
+            raise ValueError(f"format version {version[0]}.{version[1]} is not known")
     except Exception as error:
         raise ValueError(f"{name}: not a readable .npy file: {error}") from error
     dtype = dtype_of(dtype)
-    layout = Layout(head.tell(), dtype, shape, "F" if fortran else "C")
+    layout = Layout(start, dtype, shape, "F" if fortran else "C")
     if layout.start + layout.nbytes > file_nbytes:
         raise ValueError(
             f"{name}: its header promises {layout.nbytes} bytes of data (shape {shape}, {dtype}), "
