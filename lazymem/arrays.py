@@ -104,7 +104,7 @@ def _open_file(file: Any, what: str) -> tuple[int, str, str | None]:
         if "://" in path:
             raise ValueError(f"{path!r}: {what} reads local files; this version has no source for URLs")
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not wait for its writer
         except OSError as error:
             raise type(error)(error.errno, f"{what}: {os.strerror(error.errno or 0)}", path) from None
         name = os.path.basename(path)

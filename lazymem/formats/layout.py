@@ -96,8 +96,9 @@ def shape_of(shape: Any, dtype: np.dtype[Any], available_nbytes: int | None, wha
             )
         lengths = tuple(available_nbytes // row if n == -1 else n for n in lengths)
     wanted = count(lengths) * dtype.itemsize
-    if wanted >= 1 << 63 or any(n >= 1 << 63 for n in lengths):
-        raise ValueError(f"shape={shape!r} of {dtype} is {wanted} bytes: more than an address space")
+    reach = count(tuple(n for n in lengths if n)) * dtype.itemsize  # numpy's limit is on this, also when there are no elements
+    if reach >= 1 << 63:
+        raise ValueError(f"{what}: shape={shape!r} of {dtype} is {reach} bytes: more than an address space")
     if available_nbytes is not None and wanted > available_nbytes:
         raise ValueError(f"shape={shape!r} of {dtype} needs {wanted} bytes, but {what} has {available_nbytes}")
     return lengths

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.lib import format as npy
 
-from lazymem.formats.layout import Layout, dtype_of
+from lazymem.formats.layout import Layout, dtype_of, shape_of
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
@@ -53,7 +53,9 @@ def read_layout(fd: int, file_nbytes: int, name: str) -> Layout:
     except Exception as error:
         raise ValueError(f"{name}: not a readable .npy file: {error}") from error
     dtype = dtype_of(dtype)
-    layout = Layout(start, dtype, shape, "F" if fortran else "C")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"{name}: not a readable .npy file: its shape is {shape}")
+    layout = Layout(start, dtype, shape_of(shape, dtype, None, name), "F" if fortran else "C")
     if layout.start + layout.nbytes > file_nbytes:
         raise ValueError(
             f"{name}: its header promises {layout.nbytes} bytes of data (shape {shape}, {dtype}), "
