@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from typing import Any
 
 SIGNATURE = "int (void *, void *, uint64_t, uint64_t)"
@@ -70,9 +71,13 @@ def _address(fn: Any) -> tuple[int, int | None]:
     if kind.__module__ == "_cffi_backend":
         return _cffi_address(fn), None
     if isinstance(fn, tuple) and hasattr(fn, "function") and hasattr(fn, "signature"):  # scipy.LowLevelCallable
-        if not isinstance(fn.function, (int, type(None))) and type(fn[0]).__name__ == "PyCapsule":
+        if not isinstance(fn.function, (int, type(None))) and type(fn.function).__name__ != "PyCapsule":
             _address(fn.function)  # the checks for what is inside
-        return _capsule(fn[0])
+        return _capsule(tuple.__getitem__(fn, 0))  # which it keeps to itself
+    if type(getattr(fn, "__self__", None)).__module__ == "_cffi_backend":  # lib.function of a compiled cffi module
+        import _cffi_backend
+
+        return _cffi_address(_cffi_backend.FFI().addressof(fn.__self__, fn.__name__)), None
     if hasattr(fn, "address") and hasattr(fn, "native_name"):  # numba @cfunc
         return _numba_address(fn), None
     raise _wrong_type(fn, f"a {kind.__name__}")
@@ -103,11 +108,7 @@ def _cffi_address(fn: Any) -> int:
     ffi = _cffi_backend.FFI()
     if "calling" in repr(fn):
         raise TypeError(f"{fn!r} is a Python callback: a fault may hold the GIL that it needs. Compile it")
-    try:
-        declared = ffi.typeof(fn)
-    except TypeError:
-        # lib.function of an API-mode module is a builtin; ffi.addressof(lib, "function") is the pointer.
-        raise _wrong_type(fn, "no pointer; give ffi.addressof(lib, 'name')") from None
+    declared = ffi.typeof(fn)
     if declared.kind != "function":
         raise _wrong_type(fn, f"of type {declared.cname}")
     kinds = [a.kind for a in declared.args]
@@ -146,7 +147,8 @@ def _capsule(capsule: Any) -> tuple[int, int | None]:
     context_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyCapsule_GetContext", api))
     name = name_of(capsule)
     said = " ".join((name or b"").decode(errors="replace").replace("*", " * ").split())
-    if said.replace("unsigned long", "uint64_t") != " ".join(SIGNATURE.replace("*", " * ").split()):
+    said = re.sub(r"\b(unsigned long|ulong|size_t)\b", "uint64_t", said)  # as cffi and scipy call it
+    if said != " ".join(SIGNATURE.replace("*", " * ").split()):
         raise TypeError(f"a PyCapsule named {(name or b'').decode(errors='replace')!r}; a source's is named {SIGNATURE!r}")
     return int(pointer_of(capsule, name) or 0), context_of(capsule) or None
 
