@@ -11,13 +11,14 @@ from libc.string cimport memcmp
 
 from lazymem.core.failure cimport Failure, LOG_ENTRIES, failure_read, failures_now
 from lazymem.core.fill cimport (
-    account_for_memory, forget_standins, memory_limit_set, operation_begin, operation_end, region_fetch, standins_wait,
+    account_for_memory, forget_standins, memory_limit_set, operation_begin, operation_end, region_fetch, region_need,
+    standins_wait,
 )
 from lazymem.core.jobs cimport job_post, job_run, jobs_cancel
 from lazymem.core.native cimport *
 from lazymem.core.region cimport *
 from lazymem.core.source cimport FileSource, NativeSource
-from lazymem.core.table cimport DIRTY, RESIDENT, STATE
+from lazymem.core.table cimport DIRTY, FAILED, MISSING, RESIDENT, STATE
 from lazymem.core.thread cimport thread_self
 from lazymem.core.uffd cimport page_nbytes
 
@@ -332,7 +333,10 @@ cdef class Memory:
         lm_add32(&r.users, 1)
         with nogil:
             for block in range(r.nblocks):
-                if (lm_load32(&r.words[block]) & STATE) not in (RESIDENT, DIRTY):
+                if (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED):
+                    continue
+                # A handler publishes a block after it has woken the toucher, who may have written by then: wait for it.
+                if region_need(r, block):
                     continue
                 nbytes = r.nbytes - block * r.block_nbytes
                 if nbytes > r.block_nbytes:
