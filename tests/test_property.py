@@ -30,7 +30,7 @@ DTYPES = st.sampled_from(
         [("a", "u1"), ("b", ">u4"), ("c", "V3")],
     ]
 ).map(np.dtype)
-RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+RELAXED = settings(max_examples=150, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
