@@ -7,7 +7,7 @@ get EFAULT), and touches by threads that block SIGBUS (the kernel ends the proce
 SIGBUS has other owners. Whoever had it before is called for every address that is not ours. Whoever takes it after us is noticed
 the next time an array is made, and then called behind us; faulthandler's own switches are followed at once (sigowner.py).
 The same handler serves `threads`: there, a SIGBUS on a region is the poison of a touch that failed. SIGSEGV is taken at the first
-close, only to say what was touched.
+close, and in a forked child, only to say what was touched.
 
 Never SA_ONSTACK: sources may need more than a small alternate stack. SA_NODEFER: a source may touch another lazy array.
 """
@@ -60,6 +60,8 @@ cdef extern from *:
                 before->sa_handler(sig);
             return;
         }
+        if (before->sa_handler == SIG_IGN && info->si_code <= 0)
+            return;  /* what somebody sends stays ignored */
         memset(&fallback, 0, sizeof fallback);
         fallback.sa_handler = SIG_DFL;
         sigaction(sig, &fallback, NULL);
@@ -86,6 +88,7 @@ cdef extern from *:
 
 cdef int _fd = -1
 cdef int _privilege = PRIVILEGE_NONE
+cdef bint _taken = False     # there have been arrays
 
 
 cdef void _pass(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
@@ -157,13 +160,17 @@ cdef void _on_sigsegv(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
 
 cdef int signals_take() noexcept nogil:
     """Own SIGBUS, in front of whoever owns it now. Return: 0 / -errno. GIL: any. Blocks: no."""
+    global _taken
     cdef int error = lm_signal_take(SIGBUS, _on_sigbus)
+    _taken = True
     return error if error < 0 else 0
 
 
 cdef void signals_forget() noexcept nogil:
-    """In a forked child: the descriptor is the parent's. GIL: any."""
+    """In a forked child: the descriptor is the parent's. Its arrays' memory is not here: SIGSEGV is taken to say so. GIL: any."""
     global _fd, _privilege
+    if _taken:
+        lm_signal_take(SIGSEGV, _on_sigsegv)
     if _fd >= 0:
         close(_fd)
     _fd = -1

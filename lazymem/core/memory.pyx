@@ -57,6 +57,14 @@ cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
                      start, stop, error, cause_of(error))
 
 
+cdef int refuse(Region *r) except -1:
+    """Raise for a region that is not live. GIL: held."""
+    name = r.name.decode("utf-8", "replace")
+    if lm_load32(&r.status) == LOST:
+        raise ValueError(f"array {name!r} was made before this process was forked and was not inherited: open it again here")
+    raise ValueError(f"array {name!r} is closed")
+
+
 cdef object memory_of(Region *r):
     """The owner of a region, or None while it is being deallocated. GIL: held."""
     return <object>r.owner if r.owner != NULL else None
@@ -131,7 +139,7 @@ cdef class Memory:
     def __getbuffer__(self, Py_buffer *view, int flags):
         cdef Region *r = self.region
         if lm_load32(&r.status) != LIVE:
-            raise ValueError(f"array {self.name!r} is closed")
+            refuse(r)
         if flags & PyBUF_WRITABLE and not r.writable:
             raise BufferError(f"array {self.name!r} is read-only (mode 'r')")
         view.buf = <void *>r.base
@@ -231,7 +239,7 @@ cdef class Memory:
         lm_add32(&r.users, 1)
         if lm_load32(&r.status) != LIVE:
             lm_sub32(&r.users, 1)
-            raise ValueError(f"array {self.name!r} is closed")
+            refuse(r)
         while first < last and (lm_load32(&r.words[first]) & STATE) in (RESIDENT, DIRTY):
             first += 1  # the common case, all there, without giving up the GIL
         error = 0
@@ -240,7 +248,7 @@ cdef class Memory:
                 error = job_run(r, first, last, helpers, &failed)
         lm_sub32(&r.users, 1)
         if lm_load32(&r.status) != LIVE:
-            raise ValueError(f"array {self.name!r} was closed meanwhile")
+            refuse(r)
         if error:
             raise_page_error(r, failed, -error)
         return 0
@@ -276,7 +284,7 @@ cdef class Memory:
         cdef Region *r = self.region
         cdef uint64_t first = start // r.block_nbytes, last = (stop + r.block_nbytes - 1) // r.block_nbytes
         if lm_load32(&r.status) != LIVE:
-            raise ValueError(f"array {self.name!r} is closed")
+            refuse(r)
         if last > r.nblocks:
             last = r.nblocks
         if first >= last:
