@@ -112,8 +112,8 @@ class Kit(ctypes.Structure):
     _fields_ = [
         ("calls", ctypes.c_uint64), ("at_once", ctypes.c_uint64), ("most_at_once", ctypes.c_uint64),
         ("delay_ns", ctypes.c_uint64), ("error", ctypes.c_int64), ("pattern", ctypes.c_uint64),
-        ("block_nbytes", ctypes.c_uint64), ("touch", ctypes.c_void_p), ("touch_step", ctypes.c_uint64), ("gate", ctypes.c_uint64), ("touched", ctypes.c_uint64),
-        ("per_block", ctypes.c_void_p),
+        ("block_nbytes", ctypes.c_uint64), ("touch", ctypes.c_void_p), ("touch_step", ctypes.c_uint64),
+        ("gate", ctypes.c_uint64), ("touched", ctypes.c_uint64), ("per_block", ctypes.c_void_p),
     ]  # fmt: skip
 
 

@@ -275,6 +275,6 @@ def test_a_descriptor_that_is_not_one():
 
 def test_the_descriptor_is_out_of_the_way_and_closed_by_exec():
     fd, _, _ = probe().open_uffd(0)
-    assert fd >= 512
+    assert fd >= 32, "programs close and reuse the low numbers"
     assert not os.get_inheritable(fd)
     os.close(fd)

@@ -176,6 +176,7 @@ struct spinner {
     char *base;
     uint64_t nblocks, block_nbytes, seed, bad, reads;
     int *stop;
+    uint64_t *target;       /* the block that was dropped last */
 };
 
 static uint64_t next_random(uint64_t *s)
@@ -190,7 +191,7 @@ static void *spinning(void *argument)
 {
     struct spinner *s = argument;
     while (!__atomic_load_n(s->stop, __ATOMIC_RELAXED)) {
-        uint64_t block = next_random(&s->seed) % s->nblocks, i;
+        uint64_t i, block = s->reads % 8 ? __atomic_load_n(s->target, __ATOMIC_RELAXED) : next_random(&s->seed) % s->nblocks;
         volatile uint64_t *word = (uint64_t *)(s->base + block * s->block_nbytes);
         uint64_t right = 0x0101010101010101ull * (block % 251 + 1);
         for (i = 0; i < s->block_nbytes / 8; i++)
@@ -208,16 +209,20 @@ void read_and_drop(char *base, uint64_t nblocks, uint64_t block_nbytes, uint64_t
     pthread_t threads[32];
     struct spinner s[32];
     int stop = 0;
-    uint64_t i, dropped = 0, *out = (uint64_t *)fills_and_out, *fills = (uint64_t *)(uintptr_t)out[0];
+    uint64_t i, target = 0, dropped = 0, *out = (uint64_t *)fills_and_out, *fills = (uint64_t *)(uintptr_t)out[0];
     for (i = 0; i < readers; i++) {
-        s[i] = (struct spinner){base, nblocks, block_nbytes, seed + i * 7919 + 1, 0, 0, &stop};
+        s[i] = (struct spinner){base, nblocks, block_nbytes, seed + i * 7919 + 1, 0, 0, &stop, &target};
         if (pthread_create(&threads[i], NULL, spinning, &s[i]))
             abort();
     }
     while (__atomic_load_n(fills, __ATOMIC_RELAXED) < wanted) {
-        uint64_t block = next_random(&seed) % nblocks;
+        uint64_t before = __atomic_load_n(fills, __ATOMIC_RELAXED), block = next_random(&seed) % nblocks;
         madvise(base + block * block_nbytes, block_nbytes, MADV_DONTNEED);
+        __atomic_store_n(&target, block, __ATOMIC_RELAXED);
         dropped++;
+        /* mostly wait until somebody has asked for it; now and then drop the next while this one is on its way */
+        for (i = 0; i < dropped % 64 && __atomic_load_n(fills, __ATOMIC_RELAXED) == before; i++)
+            sleep_ns(1000);
     }
     __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
     out[0] = out[1] = 0;

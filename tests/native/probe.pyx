@@ -164,6 +164,12 @@ def users_at(uint64_t addr):
     return <int>lm_load32(&r.users) if r != NULL else -1
 
 
+def words_at(uint64_t addr):
+    """The block table of the region there."""
+    cdef Region *r = region_at(addr)
+    return [lm_load32(&r.words[i]) for i in range(r.nblocks)]
+
+
 cdef class Words:
     """A block table of its own."""
     cdef uint32_t *words
