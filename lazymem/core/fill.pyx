@@ -113,6 +113,7 @@ cdef uint64_t _whole_pages(uint64_t nbytes) noexcept nogil:
 cdef int _ask(Region *r, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil:
     """Run the source once, noting on this thread that it does, when it might touch lazy memory. Return: 0 / -errno."""
     cdef Thread *me
+    cdef uint64_t failures
     cdef int error
     lm_count(&r.counters.asked, nbytes)
     if r.source.leaf:
@@ -123,12 +124,15 @@ cdef int _ask(Region *r, void *dst, uint64_t offset, uint64_t nbytes) noexcept n
             return -ELOOP
         me.chain[me.depth] = r
         me.depth += 1
+        failures = failures_now()
         lm_add32(&_nesting_sources, 1)
         error = r.source.fetch(r.source.ctx, dst, offset, nbytes)
         lm_sub32(&_nesting_sources, 1)
         me.depth -= 1
         if me.error and error == 0:  # it read stand-ins: what it made of them is no data
             error = -me.error
+        elif error == 0 and lm_load32(&r.nests) and (failures_now() != failures or standins_live() != 0):
+            error = -EAGAIN  # it may have read another thread's stand-ins, which it could not tell from data
         if me.depth == 0 and me.operations == 0:
             _drop_standins(me)
             me.error = 0
@@ -189,6 +193,15 @@ cdef int _fill_direct(Region *r, uint64_t block) noexcept nogil:
     return error
 
 
+cdef void _publish(Region *r, uint64_t block, uint32_t now) noexcept nogil:
+    """Leave FILLING or LEAVING for `now`, and wake who sleeps for it: on the word, and in the kernel. Thread: the claimer."""
+    cdef uint32_t was = lm_swap32(&r.words[block], now)
+    if was & WAITERS:
+        lm_futex_wake(&r.words[block], INT_MAX)
+    if was & JOINED:
+        uffd_wake(r.uffd, r.base + block * r.block_nbytes, _whole_pages(_block_nbytes(r, block)))
+
+
 cdef int _fill(Region *r, uint64_t block) noexcept nogil:
     """Fetch and fill a block that this thread has claimed, and publish what became of it. Return: 0 / -errno."""
     cdef uint64_t nbytes = _block_nbytes(r, block), whole = _whole_pages(nbytes)
@@ -203,12 +216,12 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         lm_count(&r.held, whole)
         lm_count(&r.counters.blocks, 1)
         lm_count(&r.counters.used, nbytes)
-        table_publish(word, RESIDENT)
+        _publish(r, block, RESIDENT)
     else:
         seen = lm_load32(word)
         if seen & STANDIN:
             _unmap_standin(r, block)
-        while not lm_cas32(word, seen, FAILED | (seen & WITNESS) | (<uint32_t>-error << DETAIL_SHIFT)):
+        while not lm_cas32(word, seen, FAILED | (seen & (WITNESS | JOINED)) | (<uint32_t>-error << DETAIL_SHIFT)):
             seen = lm_load32(word)
         if seen & WAITERS:
             lm_futex_wake(word, INT_MAX)
@@ -219,7 +232,11 @@ cdef void wake_block(Region *r, uint64_t block) noexcept nogil:
     """Threads that sleep in the kernel for a block whose fetch failed must come and be told: wake them, once it is decided what
     becomes of the touch that asked (a stand-in, poison). Woken before, that touch itself would ask a second time, and the
     answer would find its operation ended. GIL: never. Blocks: no."""
+    cdef uint32_t *word = &r.words[block]
+    cdef uint32_t seen = lm_load32(word)
     uffd_wake(r.uffd, r.base + block * r.block_nbytes, _whole_pages(_block_nbytes(r, block)))
+    if (seen & STATE) == FAILED and seen & WITNESS and not seen & JOINED:
+        lm_cas32(word, seen, seen & ~<uint32_t>WITNESS)  # nobody slept but the toucher that has been refused
 
 
 cdef int _own_source_runs(Region *r, Thread *thread) noexcept nogil:
@@ -247,7 +264,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
     source, deadline.
     """
     cdef uint32_t *word = &r.words[block]
-    cdef uint32_t seen, state, tid = me.tid if me != NULL else lm_gettid()
+    cdef uint32_t seen, state, mark, tid = me.tid if me != NULL else lm_gettid()
     cdef uint64_t deadline_ns = 0
     cdef bint waited = False
     cdef int error
@@ -265,7 +282,10 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             error = _own_source_runs(r, me)
             if error:
                 return error
-            if not lm_cas32(word, seen, FILLING | (seen & WITNESS) | (tid << DETAIL_SHIFT)):
+            mark = seen & (WITNESS | JOINED)
+            if plain and not wait:
+                mark |= WITNESS
+            if not lm_cas32(word, seen, FILLING | mark | (tid << DETAIL_SHIFT)):
                 continue
             if seen & STANDIN:
                 _unmap_standin(r, block)
@@ -276,7 +296,9 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             error = _own_source_runs(r, me)  # its own source touched it; else a signal handler did
             return error if error else _fill_beside(r, block)
         if not wait:
-            if plain and not (seen & WITNESS) and not lm_cas32(word, seen, seen | WITNESS):
+            # Whoever publishes must wake it: pages that come and are dropped again before that have woken nobody for good.
+            mark = seen | JOINED | (WITNESS if plain else 0)
+            if mark != seen and not lm_cas32(word, seen, mark):
                 continue
             return LATER
         if deadline_ns == 0:
@@ -322,6 +344,12 @@ cdef int _refill(Region *r, uint64_t addr, uint64_t block, Thread *me, int *fill
 # ---------------------------------------------------------------------------------------------------------------------------
 # A fault
 
+cdef void _note_nesting(Thread *toucher) noexcept nogil:
+    cdef uint32_t i
+    for i in range(toucher.depth):
+        lm_store32(&(<Region *>toucher.chain[i]).nests, 1)
+
+
 cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcept nogil:
     """Answer a touch of an absent page by thread `tid` (inline: the caller itself).
 
@@ -342,6 +370,7 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
         toucher = thread_find(tid)
         error = 0
         if toucher != NULL and sources_nest() and toucher.depth:
+            _note_nesting(toucher)
             error = _own_source_runs(r, toucher)
             if me != NULL:  # the toucher's chain goes on with the source that we run for it
                 lent = True
@@ -349,12 +378,15 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
                 memcpy(me.chain, toucher.chain, sizeof(me.chain))
     else:
         error = 0
+        if me.depth:
+            _note_nesting(me)
     if error == 0 and toucher != NULL and toucher.error and (toucher.operations or toucher.depth):
         error = -toucher.error  # one deadline per operation: after the first miss that failed, the others fail at once
         if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
             error = 0
     if error == 0:
-        error = _need(r, block, me, tid, wait, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
+        # A source's touch waits here even for another thread's fill: two that wait for each other must meet a deadline.
+        error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
         if error == 0 and not filled:
             error = _refill(r, addr, block, me, &filled)
     if lent:
@@ -447,6 +479,8 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexc
     if state == RESIDENT or state == DIRTY or state == FILLING or state == LEAVING:
         if state == FILLING and (seen >> DETAIL_SHIFT) == toucher.tid and not seen & MAKING:
             return _stand_in_own(r, block, toucher, error)
+        if state == FILLING and (error == ETIMEDOUT or error == EDEADLK):
+            return False  # another thread's fetch hangs, or waits for ours: its block is not ours to put zeros into
         uffd_wake(r.uffd, start, whole)  # somebody else is more fortunate: touch again
         return True
     if seen & WITNESS or not _remember_standin(toucher, r, block):
@@ -456,12 +490,12 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexc
         return True
     if not (seen & STANDIN):
         if r.writable and _has_pages(start, whole):    # dropping the stand-in would drop private writes with it
-            table_publish(word, seen & ~<uint32_t>WAITERS)
+            _publish(r, block, seen & ~<uint32_t>WAITERS)
             return False
         _count_standin(r, 1)                           # (1)
     _note_failure(toucher, r, block, error)            # (2)
     _map_zeros(r, start, whole)                        # (3)
-    table_publish(word, FAILED | STANDIN | (<uint32_t>error << DETAIL_SHIFT))
+    _publish(r, block, FAILED | STANDIN | (<uint32_t>error << DETAIL_SHIFT))
     return True
 
 
@@ -470,7 +504,7 @@ cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) n
     drops the zeros before it says so. Return: False where pages of the block hold bytes that must not be dropped with them."""
     cdef uint64_t start = r.base + block * r.block_nbytes, whole = _whole_pages(_block_nbytes(r, block))
     cdef uint32_t *word = &r.words[block]
-    if lm_load32(word) & AGAIN:
+    if lm_load32(word) & (AGAIN | WITNESS):
         return False
     if not (lm_load32(word) & STANDIN):
         lm_or32(word, STANDIN)
@@ -522,7 +556,7 @@ cdef void _drop_standins(Thread *me) noexcept nogil:
                 if (seen & STATE) == FAILED and seen & STANDIN:
                     if lm_cas32(&r.words[block], seen, LEAVING | (me.tid << DETAIL_SHIFT)):
                         _unmap_standin(r, block)
-                        table_publish(&r.words[block], MISSING)
+                        _publish(r, block, MISSING)
         lm_sub32(&r.users, 1)
 
 

@@ -71,8 +71,7 @@ static inline void lm_sleep_ns(uint64_t ns)
     nanosleep(&t, NULL);
 }
 
-/* 0 woken (perhaps for nothing), -EAGAIN the word had changed, -ETIMEDOUT, -EINTR.  shared: the word lies in memory that
- * other processes map. */
+/* 0 woken (perhaps for nothing), -EAGAIN the word had changed, -ETIMEDOUT, -EINTR. */
 static inline int lm_futex_wait(uint32_t *word, uint32_t seen, uint64_t timeout_ns)
 {
     struct timespec t = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};

@@ -54,6 +54,7 @@ ctypedef struct Region:
     void *owner          # the Python object, borrowed; only with the GIL
     Region *next_free
     char name[NAME_NBYTES]
+    uint32_t nests         # its source has been seen to touch lazy arrays
     uint64_t last_failure  # log number, block and errno of its latest failed touch: for operations that find the log overrun
     uint64_t last_failed_block
     int last_error

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-# One word of 32 bits per block: what it is, whether somebody sleeps on it, and a detail (bits 8-31): the number of the thread
+# One word of 32 bits per block: what it is, whether somebody sleeps on it, and a detail (bits 9-31): the number of the thread
 # that fills it or takes it away, the errno of a fetch that failed.
 cdef enum BlockState:
     MISSING = 0
@@ -16,7 +16,8 @@ cdef enum BlockState:
     AGAIN = 32         # with FILLING: it was resident, some of its pages may still be
     WITNESS = 64       # a thread that cannot be told of a failure sleeps in the kernel for it; until it is resident
     MAKING = 128       # with FILLING: a stand-in is being made for the thread of the detail
-    DETAIL_SHIFT = 8
+    JOINED = 256       # a thread sleeps in the kernel while another changes the word: whoever publishes wakes it there too
+    DETAIL_SHIFT = 9
 
 cdef uint32_t *table_create(uint64_t nblocks) noexcept nogil
 cdef void table_destroy(uint32_t *words, uint64_t nblocks) noexcept nogil
