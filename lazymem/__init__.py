@@ -3,15 +3,15 @@
 Names only. On systems without userfaultfd the package imports, and its constructors say why they cannot work.
 """
 
-import logging as _logging
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from lazymem.errors import PageError, UnsupportedPlatform
 from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import (
-        CFunction,
         close,
         from_provider,
         get_include,
@@ -26,13 +26,12 @@ if _sys.platform.startswith("linux"):
     )
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
-    from lazymem.stats import Stats
+    from lazymem.providers.cfunction import CFunction
 else:
     from lazymem.elsewhere import (  # type: ignore[assignment]
         CFunction,
         LazyArray,
         Region,
-        Stats,
         close,
         from_provider,
         get_include,
@@ -67,4 +66,21 @@ __all__ = [
     "stats",
 ]
 
-_logging.getLogger("lazymem").addHandler(_logging.NullHandler())
+if _TYPE_CHECKING:
+    from lazymem.counters import Stats
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "Stats":  # made of dataclasses, which cost more to import than all the rest
+        from lazymem.counters import Stats
+
+        return Stats
+    raise AttributeError(f"module 'lazymem' has no attribute {name!r}")
+
+
+# A program that imports logging later gets the handler with its next array (arrays.py): importing it here would take a third
+# as long as all of lazymem.
+if "logging" in _sys.modules:
+    from lazymem import log as _log
+
+    _log.quieten()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,17 +21,24 @@ from lazymem.formats.layout import Layout, dtype_of, order_of, shape_of
 from lazymem.handle import Recipe, Region
 from lazymem.lazyarray import LazyArray
 from lazymem.options import Options, mode_of, read_options
-from lazymem.providers.cfunction import CFunction as CFunction
+from lazymem.providers.cfunction import CFunction
 from lazymem.sigowner import own_sigbus
-from lazymem.stats import Stats
+
+if TYPE_CHECKING:
+    from lazymem.counters import Stats
 
 NATIVE_BLOCK_NBYTES = 64 << 10
 
 _limit_nbytes = 0
 
 
-def _limit_memory() -> None:
+def _first_array() -> None:
+    """What a process needs once, and `import lazymem` must not do."""
     global _limit_nbytes
+    if "logging" in sys.modules:
+        from lazymem import log
+
+        log.quieten()
     if not _limit_nbytes:
         _limit_nbytes = int(system.memory_nbytes() * system.SHARE)
         set_memory_limit(_limit_nbytes)
@@ -69,7 +77,7 @@ def _descriptor(options: Options) -> tuple[int, int, bool]:
 def _make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | str) -> Region:
     fd, delivery, kernel_faults = _descriptor(options)
     own_sigbus()
-    _limit_memory()
+    _first_array()
     region = Region(
         source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries
     )

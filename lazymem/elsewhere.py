@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 
 from lazymem import system
 from lazymem.providers.cfunction import CFunction as _CFunction
-from lazymem.stats import Stats
 
 
 class LazyArray:
@@ -40,6 +39,6 @@ def is_lazy(x: Any) -> bool:
 open = memmap = from_provider = populate = prefetch = region = residency = stats = close = get_include = _refuse
 
 __all__ = [
-    "CFunction", "LazyArray", "Region", "Stats", "close", "from_provider", "get_include", "is_lazy", "memmap", "open",
+    "CFunction", "LazyArray", "Region", "close", "from_provider", "get_include", "is_lazy", "memmap", "open",
     "populate", "prefetch", "region", "residency", "stats",
 ]  # fmt: skip

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazymem.core import inline
 from lazymem.core.memory import Memory
-from lazymem.stats import Stats, human, read_stats
 
 if TYPE_CHECKING:
     import numpy as np
 
     from lazymem.lazyarray import LazyArray
+    from lazymem.counters import Stats
 
 
 class Recipe(NamedTuple):
@@ -145,8 +145,12 @@ class Region(Memory):
 
     def stats(self) -> Stats:
         """Its counters now. Blocks: no. GIL: kept."""
+        from lazymem.counters import read_stats
+
         return read_stats(self)
 
     def __repr__(self) -> str:
+        from lazymem.counters import human
+
         state = "closed" if self.closed else f"{self.delivery}, blocks of {human(self.block_nbytes)}"
         return f"<lazymem.Region {self.name!r}, {human(self.nbytes)}, mode {self.mode!r}, {state}>"

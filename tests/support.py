@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from seedling import Seed, Seedling
 
 PAGE = mmap.PAGESIZE
 DELIVERIES = ("inline", "threads")
@@ -83,8 +84,17 @@ def _environment(env: dict[str, str] | None) -> dict[str, str]:
     return made
 
 
+@functools.cache
+def _seed(user: str) -> Seed:
+    return Seed(as_nobody() if user == "nobody" else (), _environment(None))
+
+
 def run_child(
-    code_or_args: str | list[str], timeout: float = 60, user: str | None = None, env: dict[str, str] | None = None
+    code_or_args: str | list[str],
+    timeout: float = 60,
+    user: str | None = None,
+    env: dict[str, str] | None = None,
+    fresh: bool = False,
 ) -> tuple[int, str, str]:
     """Run Python code (or a command) in a process group of its own, for so long and no longer.
 
@@ -97,6 +107,9 @@ def run_child(
         None and "root": whoever runs the tests.
     env : dict
         Added to the environment.
+    fresh : bool
+        Code gets an interpreter of its own that has imported nothing. Otherwise its process is forked from one that has imported
+        numpy and lazymem and done nothing with them, which starts sooner by far.
 
     Returns
     -------
@@ -104,17 +117,22 @@ def run_child(
         Exit status (negative: the signal that it died by), standard output, standard error. Past the limit the test fails, and
         says where each thread stood.
     """
-    if isinstance(code_or_args, str):
-        command = [sys.executable, "-c", _PROLOGUE + textwrap.dedent(code_or_args)]
-    else:
-        command = list(code_or_args)
-    if user == "nobody":
-        command = [*as_nobody(), *command]
     # Files, not pipes: a grandchild that holds on to a pipe must not hold us up.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd="/", env=_environment(env), start_new_session=True
-        )
+        child: Seedling | subprocess.Popen[bytes]
+        if isinstance(code_or_args, str) and not fresh:
+            seed = _seed("nobody" if user == "nobody" and IS_ROOT else "root")
+            child = seed.start(_PROLOGUE + textwrap.dedent(code_or_args), env or {}, out.fileno(), err.fileno())
+        else:
+            if isinstance(code_or_args, str):
+                command = [sys.executable, "-c", _PROLOGUE + textwrap.dedent(code_or_args)]
+            else:
+                command = list(code_or_args)
+            if user == "nobody":
+                command = [*as_nobody(), *command]
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd="/", env=_environment(env), start_new_session=True
+            )
         stood = None
         try:
             child.wait(timeout * PATIENCE)
@@ -163,9 +181,11 @@ def where_it_stands(pgid: int) -> str:
     return "\n".join(lines)
 
 
-def check_child(code: str, timeout: float = 60, user: str | None = None, env: dict[str, str] | None = None) -> str:
+def check_child(
+    code: str, timeout: float = 60, user: str | None = None, env: dict[str, str] | None = None, fresh: bool = False
+) -> str:
     """Run code that must end well; what it printed."""
-    status, out, err = run_child(code, timeout, user, env)
+    status, out, err = run_child(code, timeout, user, env, fresh)
     if status:
         pytest.fail(f"exit status {status}\nstdout: {out[-3000:]}\nstderr: {err[-6000:]}", pytrace=False)
     return out

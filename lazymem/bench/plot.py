@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymem.stats import human
+from lazymem.counters import human
 
 # One colour per family, so that a case stands beside its floor and can be told from it.
 COLOURS = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import lazymem
-from lazymem.stats import human
+from lazymem.counters import human
 
 CELLS = 60
 

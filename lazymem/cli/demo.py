@@ -18,7 +18,7 @@ import numpy as np
 import lazymem
 from lazymem import system
 from lazymem.cli.chart import chart, resident_line
-from lazymem.stats import human
+from lazymem.counters import human
 
 ROWS, COLUMNS = 12_500, 10_000  # of 8 bytes: 1 GB
 # Where values are written into the file; a page around each holds its own indices; the rest is a hole.

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from typing import Any
 
-from lazymem.stats import human
+from lazymem.counters import human
 
 _WIDE = 34
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import lazymem
-from lazymem.stats import human
+from lazymem.counters import human
 
 
 def facts(file: str, dtype: str | None, shape: tuple[int, ...] | None, offset: int) -> dict[str, Any]:

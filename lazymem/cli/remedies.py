@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lazymem.cli.facts import DEVICE
-from lazymem.stats import human
+from lazymem.counters import human
 
 _MEANWHILE = ("meanwhile", "numpy.memmap, for local files")
 

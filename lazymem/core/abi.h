@@ -62,6 +62,9 @@ _Static_assert(sizeof(struct uffdio_poison) == 32 && UFFDIO_POISON == 0xc020aa08
 _Static_assert(sizeof(struct uffd_msg) == 32, "uffd_msg");
 
 /* madvise(2) words younger than glibc 2.36 */
+#ifndef MADV_COLLAPSE
+#  define MADV_COLLAPSE 25
+#endif
 #ifndef MADV_DONTNEED_LOCKED
 #  define MADV_DONTNEED_LOCKED 24
 #endif

@@ -7,6 +7,7 @@ cdef extern from "abi.h" nogil:
         SYS_userfaultfd
         UFFD_USER_MODE_ONLY
         UFFD_EVENT_PAGEFAULT
+        MADV_COLLAPSE
         MADV_DONTNEED_LOCKED
     const uint64_t UFFD_API
     const uint64_t UFFD_FEATURE_SIGBUS

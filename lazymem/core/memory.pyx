@@ -14,7 +14,7 @@ from lazymem.core.fill cimport (
     account_for_memory, forget_standins, memory_limit_set, operation_begin, operation_end, region_fetch, region_need,
     standins_wait,
 )
-from lazymem.core.jobs cimport job_post, job_run, jobs_cancel
+from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
 from lazymem.core.native cimport *
 from lazymem.core.region cimport *
 from lazymem.core.source cimport FileSource, NativeSource
@@ -246,6 +246,8 @@ cdef class Memory:
         if first < last:
             with nogil:
                 error = job_run(r, first, last, helpers, &failed)
+            if error == 0:
+                job_collapse(r, start, stop if stop < r.map_nbytes else r.map_nbytes)
         lm_sub32(&r.users, 1)
         if lm_load32(&r.status) != LIVE:
             refuse(r)

@@ -8,7 +8,7 @@ ctypedef struct Source:
     fetch_t fetch
     void *ctx
     const char *direct   # not NULL: the bytes lie in memory already and are copied from there, without a fetch
-    bint may_block       # a handler thread hands the reading on before it runs this
+    bint may_block       # a handler thread hands the reading on before it runs this; others say themselves when they would wait
     bint leaf            # never touches a lazy array
 
 ctypedef struct File:

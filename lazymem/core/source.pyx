@@ -4,6 +4,7 @@ Memory that is already there, a local file, a C function. A source is a `fetch` 
 Python object only keeps alive what `fetch` needs.
 """
 from lazymem.core.native cimport *
+from lazymem.core.thread cimport Thread, thread_self
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from posix.unistd cimport close
@@ -15,6 +16,16 @@ cdef extern from *:
     #include <unistd.h>
     #include <errno.h>
     #include <stdint.h>
+    #include <sys/uio.h>
+    #ifndef RWF_NOWAIT
+    #define RWF_NOWAIT 8
+    #endif
+    /* What lies in the page cache, without waiting; -1 and EAGAIN, or less than asked, where that is not all. */
+    static inline ssize_t lm_pread_now(int fd, void *dst, size_t nbytes, int64_t offset)
+    {
+        struct iovec to = {dst, nbytes};
+        return preadv2(fd, &to, 1, offset, RWF_NOWAIT);
+    }
     static inline int lm_stamp(int fd, int64_t *nbytes, int64_t *mtime_ns)
     {
         struct stat s;
@@ -26,6 +37,7 @@ cdef extern from *:
     }
     """
     int lm_stamp(int fd, int64_t *nbytes, int64_t *mtime_ns) noexcept nogil
+    ssize_t lm_pread_now(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
     ssize_t pread(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
 
 
@@ -33,6 +45,7 @@ cdef int _fetch_file(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noe
     """Read exactly, and from the file as it was opened.
 
     The stamp is looked at after the read: a writer changes it before the bytes, so bytes of the new file cannot pass.
+    A handler thread wants to hand the reading on before it waits for a disk, and only then: what is in the page cache is read at once.
     Return: 0; -ENODATA the file ends here now; -ESTALE it was changed; other -errno.
     GIL: never. Blocks: on the disk. Source: pread(2).
     """
@@ -41,6 +54,13 @@ cdef int _fetch_file(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noe
     cdef int64_t size_nbytes = 0, mtime_ns = 0
     cdef ssize_t n
     cdef int err
+    cdef Thread *me = thread_self()
+    if me != NULL and me.before_blocking != NULL:
+        n = lm_pread_now(file.fd, dst, nbytes, <int64_t>(file.start + offset))
+        if n > 0:
+            done = <uint64_t>n
+        if done < nbytes:
+            me.before_blocking()
     while done < nbytes:
         n = pread(file.fd, <char *>dst + done, nbytes - done, <int64_t>(file.start + offset + done))
         if n > 0:
@@ -128,7 +148,6 @@ cdef class FileSource(NativeSource):
         self.stamp = (self._file.nbytes, self._file.mtime_ns)
         self.source.fetch = _fetch_file
         self.source.ctx = &self._file
-        self.source.may_block = True
         self.source.leaf = True
 
     def close(self):

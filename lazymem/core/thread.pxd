@@ -14,7 +14,8 @@ ctypedef struct Standins:
 ctypedef struct Thread:
     uint32_t tid
     uint32_t operations        # LazyArray operations running on it, inside one another
-    bint handler               # it is a handler thread
+    int handler                # not 0: it is a handler thread (threads.pyx)
+    void (*before_blocking)() noexcept nogil   # what it wants done before a source waits for a disk; NULL nothing
     uint32_t depth             # sources running on it, inside one another
     int error                  # errno of the first touch that failed in the outermost of them; further misses fail at once
     uint64_t first_sequence    # that touch's log entry, kept here since the log may be overrun

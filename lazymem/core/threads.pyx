@@ -2,7 +2,8 @@
 
 Handler threads read messages from one userfaultfd for all regions. Leader and followers: exactly one thread, the leader, is in
 read(); the others sleep on the baton. The leader also fills: a touch costs one wake-up. Before it runs a source that may block
-it hands the baton on, so that somebody always reads; a source that cannot block (memory) is run with the baton in hand.
+(a C function) it hands the baton on, so that somebody always reads; a file hands it on when the page cache does not have the
+bytes; memory never does.
 
 A message for a block that another thread is filling is dropped: that fill's COPY wakes every sleeper of the block, and so does its
 failure.
@@ -58,6 +59,8 @@ cdef extern from *:
     int SIGBUS
 
 cdef enum:
+    FOLLOWING = 1         # Thread.handler: a handler thread that does not read
+    LEADING = 2           # the one that does
     ENTERED_MAX = 16
     LIMIT = 80            # more than ENTERED_MAX * CHAIN_MAX and a reader
     ASKED_MAX = 64        # threads that a user may ask for
@@ -85,6 +88,14 @@ cdef void _take_baton() noexcept nogil:
 cdef void _give_baton() noexcept nogil:
     if lm_swap32(&_baton, 0) == 2:
         lm_futex_wake(&_baton, 1)
+
+
+cdef void _hand_on() noexcept nogil:
+    """`Thread.before_blocking` of a handler: let another read, unless that is arranged already. Thread: a handler."""
+    cdef Thread *me = thread_self()
+    if me.handler == LEADING:
+        me.handler = FOLLOWING
+        _give_baton()
 
 
 cdef bint _somebody_can_read() noexcept nogil:
@@ -134,16 +145,19 @@ cdef void *_handler(void *unused) noexcept nogil:
     cdef uffd_msg message
     cdef Region *r
     cdef uint64_t page
-    cdef bint leading = False, foreign, enters
+    cdef bint foreign, enters
     cdef int n, outcome
     cdef Thread *me = thread_self()
-    if me != NULL:
-        me.handler = True
+    if me == NULL:  # no record to be had among so many threads
+        lm_sub32(&_count, 1)
+        return NULL
+    me.handler = FOLLOWING
+    me.before_blocking = _hand_on
     lm_name_thread(b"lazymem-handler")
     while True:
-        if not leading:
+        if me.handler == FOLLOWING:
             _take_baton()
-            leading = True
+            me.handler = LEADING
         n = uffd_read(_fd, &message)                                     # 1. a message
         if n < 0:
             _descriptor_lost()
@@ -165,8 +179,7 @@ cdef void *_handler(void *unused) noexcept nogil:
                 enters = foreign
             if enters:
                 lm_add32(&_entered, 1)
-            _give_baton()
-            leading = False
+            _hand_on()
         outcome = region_touch(r, message.address, message.ptid, False)  # 4. fill
         if enters:
             lm_sub32(&_entered, 1)
