@@ -8,7 +8,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from native_kit import make_folder
 from support import DELIVERIES
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # xdist's processes inherit it
+        make_folder()
 
 
 @pytest.fixture(params=DELIVERIES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import fcntl
 import functools
 import importlib.util
 import inspect
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +31,34 @@ _BUILT = "LAZYMEM_TEST_BUILT"
 
 @functools.cache
 def _folder() -> Path:
-    given = os.environ.get(_BUILT)
-    if given:
-        return Path(given)
+    return Path(os.environ[_BUILT])
+
+
+def make_folder() -> None:
+    """One for the whole run, made by the process that starts the others and gone with it: each part is built once."""
+    made = tempfile.mkdtemp(prefix="lazymem-native-")
+    os.chmod(made, 0o755)
+    os.environ[_BUILT] = made
+    owner = os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(made, ignore_errors=True))
+
+
+@contextlib.contextmanager
+def _building(path: Path) -> Iterator[Path | None]:
+    """Where to build what is to be `path`, while no other test process builds; nothing if it is there."""
+    if path.exists():
+        yield None
+        return
     if compiler() is None:
         pytest.skip("no C compiler (cc, gcc or clang) for the tests' native parts")
-    made = Path(tempfile.mkdtemp(prefix="lazymem-native-"))
-    made.chmod(0o755)
-    import atexit
-
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    with open(_folder() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            yield None
+            return
+        half = path.with_name("half-" + path.name)
+        yield half
+        half.rename(path)
 
 
 def _run(command: list[str]) -> None:
@@ -49,28 +69,30 @@ def _run(command: list[str]) -> None:
 @functools.cache
 def _library_path() -> Path:
     path = _folder() / "pest.so"
-    if not path.exists():
-        import lazymem
+    with _building(path) as half:
+        if half is not None:
+            import lazymem
 
-        openmp = ["-fopenmp"] if has_openmp() else []
-        _run([str(compiler()), "-O2", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC", "-pthread", *openmp,
-              f"-I{lazymem.get_include()}", "-o", str(path), str(HERE / "native" / "pest.c")])  # fmt: skip
+            openmp = ["-fopenmp"] if has_openmp() else []
+            _run([str(compiler()), "-O2", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC", "-pthread", *openmp,
+                  f"-I{lazymem.get_include()}", "-o", str(half), str(HERE / "native" / "pest.c")])  # fmt: skip
     return path
 
 
 @functools.cache
 def _extension_path() -> Path:
     path = _folder() / ("probe" + sysconfig.get_config_var("EXT_SUFFIX"))
-    if not path.exists():
-        if importlib.util.find_spec("Cython") is None:
-            pytest.skip("Cython is not installed; tests/native/probe.pyx reaches the core through its .pxd files")
-        import lazymem
+    if not path.exists() and importlib.util.find_spec("Cython") is None:
+        pytest.skip("Cython is not installed; tests/native/probe.pyx reaches the core through its .pxd files")
+    with _building(path) as half:
+        if half is not None:
+            import lazymem
 
-        root = Path(lazymem.__file__).resolve().parent.parent
-        c = _folder() / "probe.c"
-        _run([sys.executable, "-m", "cython", "-3", "-I", str(root), str(HERE / "native" / "probe.pyx"), "-o", str(c)])
-        _run([str(compiler()), "-O2", "-shared", "-fPIC", "-pthread", f"-I{lazymem.get_include()}",
-              f"-I{sysconfig.get_paths()['include']}", "-o", str(path), str(c)])  # fmt: skip
+            root = Path(lazymem.__file__).resolve().parent.parent
+            c = _folder() / "probe.c"
+            _run([sys.executable, "-m", "cython", "-3", "-I", str(root), str(HERE / "native" / "probe.pyx"), "-o", str(c)])
+            _run([str(compiler()), "-O2", "-shared", "-fPIC", "-pthread", f"-I{lazymem.get_include()}",
+                  f"-I{sysconfig.get_paths()['include']}", "-o", str(half), str(c)])  # fmt: skip
     return path
 
 

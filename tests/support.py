@@ -108,8 +108,8 @@ def run_child(
     env : dict
         Added to the environment.
     fresh : bool
-        Code gets an interpreter of its own that has imported nothing. Otherwise its process is forked from one that has imported
-        numpy and lazymem and done nothing with them, which starts sooner by far.
+        Code gets an interpreter of its own that has imported nothing. Otherwise it is forked from a process that has
+        imported numpy and lazymem and done nothing with them, which takes milliseconds, not 300.
 
     Returns
     -------
@@ -131,7 +131,13 @@ def run_child(
             if user == "nobody":
                 command = [*as_nobody(), *command]
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd="/", env=_environment(env), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd="/",
+                env=_environment(env),
+                start_new_session=True,
             )
         stood = None
         try:

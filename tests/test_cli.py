@@ -78,7 +78,8 @@ def test_nothing_is_imported_before_it_is_needed():
             pass
         main(["info", "/nowhere.npy"])
         print([m for m in sys.modules if m.startswith(("lazymem.bench", "lazymem.cli.d", "matplotlib"))])
-        """
+        """,
+        fresh=True,
     )
     assert out.splitlines()[-1] == "[]"
 

@@ -158,7 +158,11 @@ def test_odd_keys(lazy, plain, expression):
         assert type(got) is (lm.LazyArray if want.base is not None else np.ndarray)
 
 
-@pytest.mark.parametrize("key", [N, -N - 1, (0, 0), "field", 1.5, [N], np.array([True]), slice(0, 1, 0), object()], ids=lambda k: repr(k).partition(" at ")[0])
+@pytest.mark.parametrize(
+    "key",
+    [N, -N - 1, (0, 0), "field", 1.5, [N], np.array([True]), slice(0, 1, 0), object()],
+    ids=lambda key: repr(key).partition(" at ")[0],
+)
 def test_wrong_keys_raise_as_numpy_does(lazy, plain, key):
     with pytest.raises(Exception) as want:
         plain[key]

@@ -160,7 +160,7 @@ NEEDS = {
 def test_library(delivery, name, user):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
-    check_child(PRELUDE.format(delivery=delivery) + PROGRAMS[name], timeout=110, user=user)
+    check_child(PRELUDE.format(delivery=delivery) + PROGRAMS[name], timeout=110, user=user, fresh=True)
 
 
 OPENMP = """

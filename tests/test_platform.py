@@ -1,11 +1,15 @@
 """What does importing the package do, and what on systems where it cannot work?"""
 
+import functools
 import json
 
 import pytest
-from support import check_child, each_user
+import support
+from support import each_user
 
 import lazymem as lm
+
+check_child = functools.partial(support.check_child, fresh=True)
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32", "cygwin", "freebsd14"])
