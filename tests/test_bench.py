@@ -17,6 +17,9 @@ from lazymem.bench.cases import DEFAULTS, PINNED, RATIOS
 from lazymem.bench.compare import BadRows, compare, exit_code, read_rows
 from lazymem.cli import main
 
+# What measures runs in one process of the tests, one after another.
+pytestmark = pytest.mark.xdist_group("measuring")
+
 FACTS = {"kernel", "cpu", "cores", "python", "numpy", "lazymem", "revision", "root", "pinned", "date", "command"}
 RESULTS = Path(lazymem.__file__).resolve().parent.parent / "bench" / "results"
 
@@ -31,6 +34,7 @@ def bench(*words, user=None, timeout=120):
 # bench fault
 
 
+@pytest.mark.slow
 @each_user
 def test_fault_rows_are_whole(user):
     blocks = (PAGE, 16 * PAGE)
@@ -60,6 +64,7 @@ def test_fault_rows_are_whole(user):
             assert row["ok"] is (row["value"] <= row["limit"] == 1.25)
 
 
+@pytest.mark.slow
 def test_unpinned_and_several_threads():
     rows, err = bench("fault", "--quick", "--block", str(64 << 10), "--threads", "1", "3", user="nobody")
     faults = [row for row in rows if row["bench"] == "fault"]
@@ -70,6 +75,7 @@ def test_unpinned_and_several_threads():
     assert all(f"{row['case']} " in err for row in faults), "the table for people lacks a case"
 
 
+@pytest.mark.slow
 def test_a_touch_costs_more_where_more_is_copied():
     """The clock is around the fault: 256 times the bytes take longer, in every case that copies."""
     rows, _ = bench("fault", "--quick", "--json", "--block", str(PAGE), "--block", str(256 * PAGE))

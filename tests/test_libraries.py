@@ -5,7 +5,7 @@ In children: a library's thread that hangs or dies must not take the tests with 
 
 import numpy as np
 import pytest
-from support import check_child, compile_library, each_user, has_openmp
+from support import check_child, compile_library, each_user, has_openmp, run_child
 
 PRELUDE = """
 import os
@@ -148,19 +148,49 @@ s = settled(a)
 assert s.blocks == s.nblocks and s.nbytes_asked == s.nbytes  # nobody fetched twice
 """,
 }
-NEEDS = {
-    "scipy.ndimage": "scipy", "scipy.fft": "scipy", "scipy.linalg": "scipy", "scipy.stats": "scipy",
-    "scipy.sparse and signal": "scipy",
-    "numba": "numba", "numba prange": "numba", "pandas": "pandas", "torch": "torch",
+# Programs that share a child, since importing such a library takes longer than the rest.
+TOGETHER = {
+    "numpy": ["BLAS", "numpy.fft", "threads of Python"],
+    "scipy": ["scipy.ndimage", "scipy.fft", "scipy.linalg", "scipy.stats", "scipy.sparse and signal"],
+    "numba": ["numba", "numba prange"], "pandas": ["pandas"], "torch": ["torch"],
 }  # fmt: skip
+
+RUN = """
+import traceback
+names = {names!r}
+failed = []
+for name in names:
+    print("at", name, flush=True)
+    try:
+        exec(compile(programs[name], name, "exec"), dict(globals()))
+    except BaseException:
+        failed.append(name)
+        traceback.print_exc()
+print("right:", len(names) - len(failed), "wrong:", failed)
+"""
+
+
+def run_programs(library, delivery, user):
+    pytest.importorskip(library)
+    names = TOGETHER[library]
+    code = f"{PRELUDE.format(delivery=delivery)}\nprograms = {PROGRAMS!r}\n{RUN.format(names=names)}"
+    status, out, err = run_child(code, timeout=110, user=user, fresh=True)
+    assert (status, out.splitlines()[-1:]) == (0, [f"right: {len(names)} wrong: []"]), f"{out}\n{err[-6000:]}"
 
 
 @each_user
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_library(delivery, name, user):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
-    check_child(PRELUDE.format(delivery=delivery) + PROGRAMS[name], timeout=110, user=user, fresh=True)
+@pytest.mark.parametrize("library", [name for name in TOGETHER if name != "numba"])
+def test_library(delivery, library, user):
+    run_programs(library, delivery, user)
+
+
+@pytest.mark.slow
+def test_numba(delivery):
+    run_programs("numba", delivery, None)
+
+
+def test_every_program_runs():
+    assert sorted(name for names in TOGETHER.values() for name in names) == sorted(PROGRAMS)
 
 
 OPENMP = """

@@ -104,10 +104,12 @@ def test_blas(delivery):
     assert np.array_equal(a @ b, values @ values)
 
 
+@pytest.mark.slow
 def test_a_spinning_reader_sees_a_block_wholly_right_in_100_000_fills(delivery):
     in_child(a_spinning_reader, delivery, 2, 100_000, timeout=100)
 
 
+@pytest.mark.slow
 @each_user
 @pytest.mark.parametrize("readers", [1, 4])
 def test_a_spinning_reader_of_each_user(delivery, user, readers):

@@ -45,6 +45,7 @@ def close_while_a_thread_sleeps(delivery):
     time.sleep(10)  # the sleeper ends the process
 
 
+@pytest.mark.slow
 def test_trap_39_close_does_not_wait_for_ever_for_a_source_that_hangs(delivery):
     in_child(close_while_a_source_hangs, delivery, timeout=30)
 
