@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +11,8 @@ from lazymem.core.memory import Memory
 if TYPE_CHECKING:
     import numpy as np
 
-    from lazymem.lazyarray import LazyArray
     from lazymem.counters import Stats
+    from lazymem.lazyarray import LazyArray
 
 
 class Recipe(NamedTuple):
@@ -87,11 +86,14 @@ class Region(Memory):
 
     def calibrate(self) -> None:
         """Count the root's references while nobody views the array, for `views` to compare with."""
-        self._root_references = self._count_root()
+        self._root_references = self.references(self._root)
 
-    def _count_root(self) -> int:
-        root = self._root() if self._root is not None else None
-        return sys.getrefcount(root) if root is not None else self._root_references - 1
+    def _left(self, closing: LazyArray | None) -> tuple[int, int]:
+        """LazyArrays, and references to the root, that there are when nobody views the array."""
+        array = self._array() if self._array is not None else None
+        arrays = (array is not None) + (closing is not None and closing is not array)
+        # A dead array's reference to the root is gone.
+        return arrays, self._root_references - (array is None)
 
     def views(self, closing: LazyArray | None = None) -> int:
         """How many views would lose their memory: other LazyArrays, and plain arrays of `numpy.asarray`.
@@ -106,15 +108,8 @@ class Region(Memory):
         Plain views are counted by the references to a hidden plain array that they all share as base. A second name for
         the array, or a torch tensor made of it, holds the array itself, and cannot be told from a name.
         """
-        lazy = self.arrays
-        array = self._array() if self._array is not None else None
-        if array is not None:
-            lazy -= 1
-        else:
-            lazy += 1  # its own reference to the root is gone
-        if closing is not None and closing is not array:
-            lazy -= 1
-        return lazy + self._count_root() - self._root_references
+        arrays, references = self._left(closing)
+        return self.arrays - arrays + max(0, self.references(self._root) - references)
 
     def close(self, closing: LazyArray | None = None) -> None:
         """Take the memory and the file descriptor away now.
@@ -122,7 +117,7 @@ class Region(Memory):
         Raises
         ------
         BufferError
-            Views or exported buffers are alive; their number is named.
+            Views or exported buffers are alive; their number is named. An operation that another thread is in counts.
         TimeoutError
             A fetch is still running after 5 s: memory is gone, the descriptor goes when that ends.
 
@@ -133,15 +128,16 @@ class Region(Memory):
         """
         if self.closed:
             return
-        views, exports = self.views(closing), self.exports
-        if views or exports:
-            alive = " and ".join(
-                f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((views, "view"), (exports, "exported buffer")) if n
-            )
-            verb = "is" if views + exports == 1 else "are"
-            raise BufferError(f"array {self.name!r} cannot be closed: {alive} of it {verb} alive")
         inline.take_signals(segv=True)
-        self.end()
+        arrays, references = self._left(closing)
+        while not self.end(self._root, references, arrays):
+            views, exports = self.views(closing), self.exports
+            if views or exports:
+                alive = " and ".join(
+                    f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((views, "view"), (exports, "exported buffer")) if n
+                )
+                verb = "is" if views + exports == 1 else "are"
+                raise BufferError(f"array {self.name!r} cannot be closed: {alive} of it {verb} alive")
 
     def stats(self) -> Stats:
         """Its counters now. Blocks: no. GIL: kept."""

@@ -248,10 +248,10 @@ cdef object _subscript(object self, object key):
     cdef uint64_t sequence
     if r == NULL:
         return _settled(_nd_subscript(self, key))
-    if lm_load32(&r.status) != LIVE:
-        _alive(r)
     begin(&sequence)
     try:
+        if lm_load32(&r.status) != LIVE:
+            _alive(r)
         if _is_basic(key):
             return _nd_subscript(self, key)
         return PyObject_GetItem(_asarray(self), _plain(key))
@@ -261,7 +261,7 @@ cdef object _subscript(object self, object key):
 
 cdef int _assign(PyObject *self, PyObject *key, PyObject *value) except -1:
     cdef uint64_t sequence
-    _alive(_region(<object>self))
+    held = _plain(<object>self)  # numpy may give the GIL up: close() counts this view
     begin(&sequence)
     try:
         return _nd_assign(self, key, value)
@@ -271,9 +271,9 @@ cdef int _assign(PyObject *self, PyObject *key, PyObject *value) except -1:
 
 cdef object _item(object self, Py_ssize_t i):
     cdef uint64_t sequence
-    _alive(_region(self))
     begin(&sequence)
     try:
+        _alive(_region(self))
         return _nd_item(self, i)
     finally:
         _end(sequence, self, None)
@@ -281,9 +281,9 @@ cdef object _item(object self, Py_ssize_t i):
 
 cdef int _bool(object self) except -1:
     cdef uint64_t sequence
-    _alive(_region(self))
     begin(&sequence)
     try:
+        _alive(_region(self))
         return _nd_bool(self)
     finally:
         _end(sequence, self, None)
@@ -291,9 +291,9 @@ cdef int _bool(object self) except -1:
 
 cdef object _convert(object self, unary_t how):
     cdef uint64_t sequence
-    _alive(_region(self))
     begin(&sequence)
     try:
+        _alive(_region(self))
         return how(self)
     finally:
         _end(sequence, self, None)
@@ -395,8 +395,7 @@ def _array_function(self, func, types, args, kwargs):
     lazy = []
     _collect(args, lazy, 3)
     _collect(tuple(kwargs.values()), lazy, 3)
-    for x in lazy:
-        _alive(_region(x))
+    held = [_plain(x) for x in lazy]  # numpy may give the GIL up: close() counts these views
     begin(&sequence)
     try:
         result = _ndarray_function(self, func, types, args, kwargs)
@@ -422,7 +421,7 @@ def run_plain(method, self, args, kwargs):
 def run_view(method, self, args, kwargs):
     """`ndarray.method` that answers with a view where it can: plain where it had to copy."""
     cdef uint64_t sequence
-    _alive(_region(self))
+    held = _plain(self)
     begin(&sequence)
     try:
         return _settled(method(self, *args, **kwargs))

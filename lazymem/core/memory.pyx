@@ -25,6 +25,9 @@ from lazymem.core.uffd cimport page_nbytes
 from lazymem.core.failure import cause_of
 from lazymem.errors import page_error
 
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object)
+
 # Regions whose owner is gone while somebody was still in them: (address of the Region, source).
 _dying = []
 _CLOSE_PATIENCE_NS = 5_000_000_000
@@ -361,8 +364,26 @@ cdef class Memory:
             raise_page_error(r, found, -error)
         return found if found < r.nblocks else None
 
-    def end(self):
-        """Take the memory away now, and the source's descriptor with it.
+    def references(self, root):
+        """How many references there are to what a weak reference points to, one of them this function's own; 0 it is dead."""
+        target = root() if root is not None else None
+        return Py_REFCNT(target) if target is not None else 0
+
+    def end(self, root, Py_ssize_t references, uint32_t arrays):
+        """Take the memory away now, and the source's descriptor with it, if nobody needs it.
+
+        Parameters
+        ----------
+        root : weak reference
+        references : int
+            To the root, as `references` counts them, when no plain view is alive.
+        arrays : int
+            LazyArrays that may be alive.
+
+        Returns
+        -------
+        bool
+            False: there are views or buffers after all; nothing was done. Between this last look and the end no other Python thread runs.
 
         Raises
         ------
@@ -371,12 +392,14 @@ cdef class Memory:
 
         Notes
         -----
-        The caller has made sure that nobody needs it. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
+        Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
         """
         cdef Region *r = self.region
         cdef int error
         if lm_load32(&r.status) != LIVE:
-            return
+            return True
+        if lm_load32(&r.arrays) > arrays or lm_load32(&r.exports) or self.references(root) > references:
+            return False
         error = _end(r, _CLOSE_PATIENCE_NS)
         if error == -ETIMEDOUT:
             raise TimeoutError(f"array {self.name!r}: a fetch is still running; its memory is gone all the same")
@@ -386,11 +409,13 @@ cdef class Memory:
             (<FileSource>self._source).close()
         if _dying:
             reap()
+        return True
 
 
 cdef int _end(Region *r, uint64_t patience_ns):
     """Close a region and take its bytes off the account. Return: as `region_close`."""
     cdef int error
+    lm_store32(&r.status, CLOSED)  # before the GIL is given up: the next operation sees it
     with nogil:
         jobs_cancel(r)
         error = region_close(r, lm_now_ns() + patience_ns)
