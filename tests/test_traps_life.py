@@ -211,6 +211,7 @@ def test_trap_49_a_file_that_changes_during_the_load(delivery, what, folder):
 def test_trap_49_a_file_that_changes_all_the_time(delivery, folder):
     path = str(folder / "f")
     a, data = file_array(path, delivery, 300)
+    opened = os.stat(path).st_mtime_ns
     stop = threading.Event()
 
     def scribble():
@@ -226,6 +227,8 @@ def test_trap_49_a_file_that_changes_all_the_time(delivery, folder):
     for block in range(300):
         if block == 10:
             writing.start()
+        if block == 100:  # by now it may have been read whole before the first write showed
+            assert wait_until(lambda: os.stat(path).st_mtime_ns != opened)
         at = slice(block * PAGE, (block + 1) * PAGE)
         try:
             assert np.array_equal(a[at], data[at])
