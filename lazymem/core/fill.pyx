@@ -402,6 +402,8 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
             lm_count(&r.counters.latency[lm_high_bit((lm_now_ns() - began_ns) | 1)], 1)
         return error
     lm_count(&r.counters.failed, 1)
+    if lm_load32(&r.status) != LIVE:
+        return -ESHUTDOWN  # closed meanwhile: the late message of a touch that is long over, and nobody's failure now
     if toucher != NULL and (toucher.operations or toucher.depth):
         if error != -ESHUTDOWN and _stand_in(r, block, toucher, -error):
             return GOES_ON
