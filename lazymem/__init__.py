@@ -11,19 +11,8 @@ from lazymem.errors import PageError, UnsupportedPlatform
 from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
-    from lazymem.arrays import (
-        close,
-        from_provider,
-        get_include,
-        is_lazy,
-        memmap,
-        open,
-        populate,
-        prefetch,
-        region,
-        residency,
-        stats,
-    )
+    from lazymem.arrays import from_provider, get_include, memmap, open
+    from lazymem.asking import close, is_lazy, populate, prefetch, region, residency, stats
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
     from lazymem.providers.cfunction import CFunction

@@ -1,12 +1,11 @@
-"""How are lazy arrays made, and what can be asked of them? The door."""
+"""How are lazy arrays made? The door."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +13,7 @@ import lazymem.core.fork  # noqa: F401  what a forked child finds
 from lazymem import system
 from lazymem.core import inline, threads, uffd
 from lazymem.core import lazyarray as core
-from lazymem.core.memory import region_owner, set_memory_limit
+from lazymem.core.memory import set_memory_limit
 from lazymem.core.source import FileSource, FunctionSource, MemorySource, NativeSource
 from lazymem.formats import npy
 from lazymem.formats.layout import Layout, dtype_of, order_of, shape_of
@@ -23,9 +22,6 @@ from lazymem.lazyarray import LazyArray
 from lazymem.options import Options, mode_of, read_options
 from lazymem.providers.cfunction import CFunction
 from lazymem.sigowner import own_sigbus
-
-if TYPE_CHECKING:
-    from lazymem.counters import Stats
 
 NATIVE_BLOCK_NBYTES = 64 << 10
 
@@ -389,209 +385,6 @@ def open_part(recipe: Recipe) -> tuple[Region, np.ndarray[Any, Any]]:
     layout = Layout(recipe.start, np.dtype("u1"), (recipe.nbytes,), "C")
     whole = _file_array(fd, name, path, layout, recipe.mode, _constructor_options(recipe.options), recipe.options)
     return cast(Region, core.owner(whole)), whole
-
-
-# ---------------------------------------------------------------------------------------------------------------------------
-# What can be asked of an array
-
-
-def _addresses(x: Any) -> tuple[int, int]:
-    """The address range of an array's, a tensor's or a buffer's elements."""
-    if isinstance(x, np.ndarray):
-        low, high = core.bounds(x)
-        return low, high
-    if hasattr(x, "data_ptr") and hasattr(x, "element_size") and hasattr(x, "stride"):  # a torch tensor
-        low = high = x.data_ptr()
-        if x.numel():
-            high += (sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1) * x.element_size()
-        return low, high
-    interface = getattr(x, "__array_interface__", None)
-    if interface is not None:
-        return _addresses(np.asarray(x))
-    try:
-        view = memoryview(x)
-    except TypeError:
-        raise TypeError(f"{type(x).__name__} is no array, tensor or buffer") from None
-    return _addresses(np.asarray(view)) if view.nbytes else (0, 0)
-
-
-def _find(x: Any) -> tuple[Region | None, int, int]:
-    if isinstance(x, Region):
-        return x, x.address, x.address + x.nbytes
-    low, high = _addresses(x)
-    return cast("Region | None", region_owner(low)), low, high
-
-
-def _need(x: Any) -> tuple[Region, int, int]:
-    """The region that x lies in, and the bytes of it that x covers."""
-    found, low, high = _find(x)
-    if found is None:
-        raise ValueError(f"this {type(x).__name__} does not lie in a lazy array's memory")
-    return found, low - found.address, high - found.address
-
-
-def is_lazy(x: Any) -> bool:
-    """Does x lie in a lazy array's memory? By address: views, plain arrays and torch tensors too.
-
-    Returns
-    -------
-    bool
-        False for anything that has no memory to look at.
-    """
-    try:
-        return _find(x)[0] is not None
-    except (TypeError, ValueError, BufferError):
-        return False
-
-
-def region(x: Any) -> Region:
-    """The region that x lies in, by address.
-
-    Parameters
-    ----------
-    x : LazyArray, or a view, plain array, torch tensor or buffer of one
-
-    Raises
-    ------
-    ValueError
-        It lies in ordinary memory.
-    TypeError
-        It has no memory.
-    """
-    return _need(x)[0]
-
-
-def _parts(x: Any) -> tuple[Region, Iterable[tuple[int, int]]]:
-    """The region of x, and which bytes of it, run by run: a strided view needs not all that lies between its ends."""
-    owner, low, high = _need(x)
-    if not isinstance(x, np.ndarray) or x.size == 0 or x.flags.forc:
-        return owner, [(low, high)] if high > low else []
-    return owner, _runs(x, owner.address, owner.block_nbytes)
-
-
-def _runs(x: np.ndarray[Any, Any], base: int, block_nbytes: int) -> Iterable[tuple[int, int]]:
-    low, high = core.bounds(x)
-    inner = x
-    while inner.ndim > 1 and inner.size and (high - low) > block_nbytes:
-        steps = [abs(s) if n > 1 else 0 for n, s in zip(inner.shape, inner.strides, strict=True)]
-        widest = steps.index(max(steps))
-        if max(steps) <= block_nbytes:
-            break
-        for i in range(inner.shape[widest]):
-            yield from _runs(inner[(slice(None),) * widest + (i,)], base, block_nbytes)
-        return
-    if inner.ndim == 1 and abs(inner.strides[0]) > block_nbytes:
-        first = inner.__array_interface__["data"][0] - base
-        for i in range(inner.shape[0]):
-            start = first + i * inner.strides[0]
-            yield start, start + inner.itemsize
-        return
-    yield low - base, high - base
-
-
-def populate(x: Any) -> None:
-    """Fetch what is missing of x now.
-
-    Parameters
-    ----------
-    x : LazyArray, or a view, plain array, torch tensor or buffer of one
-
-    Raises
-    ------
-    PageError
-        A block could not be fetched; those before it may have been.
-    ValueError
-        Ordinary memory, or a closed array.
-
-    Notes
-    -----
-    Blocks: until all of x is in memory. GIL: released meanwhile. Several threads fetch a long run together.
-    """
-    owner, parts = _parts(x)
-    helpers = min(owner.threads, len(os.sched_getaffinity(0))) - 1
-    for start, stop in parts:
-        owner.populate(start, stop, helpers if stop - start > 4 * owner.block_nbytes else 0)
-
-
-def prefetch(x: Any) -> bool:
-    """Fetch what is missing of x in the background. A block that fails is left to be found by whoever touches it.
-
-    Parameters
-    ----------
-    x : LazyArray, or a view, plain array, torch tensor or buffer of one
-
-    Returns
-    -------
-    bool
-        False: so much is under way already that not all of it was taken on.
-
-    Notes
-    -----
-    Blocks: no. GIL: kept.
-    """
-    owner, parts = _parts(x)
-    taken_on = True
-    for start, stop in parts:
-        taken_on = owner.prefetch(start, stop) and taken_on
-    return taken_on
-
-
-def residency(x: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which of the blocks that x lies in are in memory.
-
-    Returns
-    -------
-    numpy.ndarray of bool, (blocks from x's first byte to its last,)
-
-    Notes
-    -----
-    Blocks: no. GIL: kept. Reads the block table: a page that somebody dropped by madvise still counts, until it is touched;
-    with delivery "threads" a block touched some microseconds ago may not count yet.
-    """
-    owner, low, high = _need(x)
-    if high <= low:
-        return np.zeros(0, bool)
-    first, last = low // owner.block_nbytes, -(-high // owner.block_nbytes)
-    return np.frombuffer(owner.resident(first, min(last, owner.nblocks)), dtype=bool)
-
-
-def stats(x: Any) -> Stats:
-    """The counters of the region that x lies in.
-
-    Returns
-    -------
-    lazymem.Stats
-
-    Notes
-    -----
-    Blocks: no. GIL: kept. With delivery "threads" the page wakes its toucher before the handler thread has counted it, so the
-    last fault may be missing for some microseconds.
-    """
-    return _need(x)[0].stats()
-
-
-def close(x: Any) -> None:
-    """Take an array's memory and file descriptor away now.
-
-    Parameters
-    ----------
-    x : LazyArray or Region
-
-    Raises
-    ------
-    BufferError
-        Views or exported buffers of it are alive; their number is named.
-    TypeError
-        Neither.
-
-    Notes
-    -----
-    Afterwards operations on it raise ValueError, and touching its memory otherwise ends the process, with a message. Closing
-    twice is fine. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
-    """
-    if not isinstance(x, (Region, LazyArray)):
-        raise TypeError(f"close({type(x).__name__}): give the LazyArray that a constructor returned, or its region")
-    x.close()
 
 
 def get_include() -> str:

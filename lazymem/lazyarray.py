@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lazymem.core import lazyarray as core
-from lazymem.core.memory import begin_operation, end_operation
+from lazymem.core.operation import begin_operation, end_operation
 
 if TYPE_CHECKING:
     from lazymem.handle import Region

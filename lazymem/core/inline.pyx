@@ -14,9 +14,10 @@ Never SA_ONSTACK: sources may need more than a small alternate stack. SA_NODEFER
 from posix.unistd cimport close
 
 from lazymem.core.abi cimport UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS
-from lazymem.core.fill cimport loud_stop, region_touch
+from lazymem.core.fill cimport region_touch
 from lazymem.core.native cimport *
 from lazymem.core.region cimport CLOSED, INLINE, LIVE, LOST, Region, region_enter, region_leave
+from lazymem.core.stop cimport loud_stop
 from lazymem.core.table cimport DETAIL_SHIFT, FAILED, STATE
 from lazymem.core.thread cimport Thread, thread_self
 from lazymem.core.uffd cimport PRIVILEGE_NONE, page_is_absent, page_nbytes, uffd_open

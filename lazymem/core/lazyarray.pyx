@@ -14,9 +14,10 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t, uint64_t
 
-from lazymem.core.fill cimport operation_end
-from lazymem.core.memory cimport Memory, begin, blame, memory_of
+from lazymem.core.standin cimport operation_end
+from lazymem.core.memory cimport Memory, memory_of
 from lazymem.core.native cimport lm_add32, lm_load32, lm_sub32
+from lazymem.core.operation cimport begin, blame
 from lazymem.core.region cimport LIVE, LOST, Region, region_at
 
 import warnings

@@ -1,8 +1,8 @@
 """How long does one touch take, and how long the least that could serve it?
 
 Two things for `lazymem bench`: the clock around one load, in loops without the GIL, on one thread or many; and the floors, the
-bare minimum over the same ioctls that the deliveries use: a SIGBUS handler that does nothing but UFFDIO_COPY, and a thread that
-does nothing but read() and UFFDIO_COPY. No table, no registry, no source, no counters. A floor takes SIGBUS for good, so it lives
+bare minimum over the same ioctls that the deliveries use: a SIGBUS handler that does nothing but COPY, and a thread that
+does nothing but read() and COPY. No table, no registry, no source, no counters. A floor takes SIGBUS for good, so it lives
 in a process that makes no lazy array.
 """
 from libc.stdlib cimport calloc, free

@@ -11,6 +11,4 @@ cdef class Memory:
     cdef int _run(self, uint64_t start, uint64_t stop, uint32_t helpers) except -1
 
 cdef object memory_of(Region *r)
-cdef int begin(uint64_t *sequence) except -1
-cdef int blame(uint64_t sequence, operands) except -1
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1

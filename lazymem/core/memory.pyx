@@ -9,17 +9,14 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABL
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
-from lazymem.core.failure cimport Failure, LOG_ENTRIES, failure_read, failures_now
-from lazymem.core.fill cimport (
-    account_for_memory, forget_standins, memory_limit_set, operation_begin, operation_end, region_fetch, region_need,
-    standins_wait,
-)
+from lazymem.core.fill cimport region_fetch, region_need
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
+from lazymem.core.limit cimport account_for_memory, memory_limit_set
 from lazymem.core.native cimport *
 from lazymem.core.region cimport *
 from lazymem.core.source cimport FileSource, NativeSource
+from lazymem.core.standin cimport forget_standins
 from lazymem.core.table cimport DIRTY, FAILED, MISSING, RESIDENT, STATE
-from lazymem.core.thread cimport thread_self
 from lazymem.core.uffd cimport page_nbytes
 
 from lazymem.core.failure import cause_of
@@ -429,76 +426,3 @@ def region_owner(uint64_t address):
     """The Memory whose region covers an address, or None."""
     cdef Region *r = region_at(address)
     return memory_of(r) if r != NULL else None
-
-
-def begin_operation():
-    """Start an operation that can raise; returns what `end_operation` wants. Blocks: up to 1 s for other threads' stand-ins."""
-    cdef uint64_t sequence
-    begin(&sequence)
-    return sequence
-
-
-cdef int begin(uint64_t *sequence) except -1:
-    """`begin_operation`. GIL: released while it waits."""
-    cdef uint64_t deadline_ns
-    cdef bint gone
-    while not operation_begin(sequence):
-        deadline_ns = lm_now_ns() + 1000000000
-        with nogil:
-            gone = standins_wait(deadline_ns)
-        if not gone:
-            raise TimeoutError("lazymem: another thread's failed operation has not ended for 1 s; bytes that it could not "
-                               "fetch are mapped as zeros meanwhile, so nothing is read")
-    return 0
-
-
-def end_operation(uint64_t sequence, operands=()):
-    """End it; raise PageError if a touch of this thread failed since, or anybody's in the operands' bytes.
-
-    Parameters
-    ----------
-    sequence : int
-        From `begin_operation`.
-    operands : sequence of (int, int)
-        Address ranges.
-
-    Notes
-    -----
-    Blocks: no. GIL: kept.
-    """
-    if operation_end(sequence):
-        blame(sequence, operands)
-
-
-cdef int blame(uint64_t sequence, operands) except -1:
-    """Raise for the first log entry after `sequence` that concerns this thread or these bytes."""
-    cdef uint64_t now = failures_now(), i, start
-    cdef uint32_t me = thread_self().tid if thread_self() != NULL else 0
-    cdef Failure entry
-    cdef Region *r
-    if thread_self() != NULL and thread_self().first_sequence > sequence:
-        r = region_numbered(thread_self().first_region)
-        if r != NULL:
-            raise_page_error(r, thread_self().first_block, thread_self().first_error)
-    if now - sequence >= LOG_ENTRIES or not failure_read(sequence + 1, &entry):
-        _blame_latest(sequence, operands)  # overrun: the regions themselves know of their latest
-    for i in range(max(sequence, now - min(now, <uint64_t>LOG_ENTRIES)) + 1, now + 1):
-        if not failure_read(i, &entry):
-            continue
-        r = region_numbered(entry.region_id)
-        if r == NULL:
-            continue
-        start = r.base + entry.block * r.block_nbytes
-        if entry.tid == me or any(low < start + r.block_nbytes and start < high for low, high in operands):
-            raise_page_error(r, entry.block, entry.error)
-    return 0
-
-
-cdef int _blame_latest(uint64_t sequence, operands) except -1:
-    """Raise if the latest failure of an operand's region came after `sequence`; which bytes failed before it is forgotten."""
-    cdef Region *r
-    for low, high in operands:
-        r = region_at(<uint64_t>low)
-        if r != NULL and lm_load64(&r.last_failure) > sequence:
-            raise_page_error(r, r.last_failed_block, r.last_error)
-    return 0

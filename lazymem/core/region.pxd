@@ -68,6 +68,8 @@ cdef Region *region_enter(uint64_t addr) noexcept nogil
 cdef void region_leave(Region *r) noexcept nogil
 cdef Region *region_numbered(uint64_t id) noexcept nogil
 cdef Region *region_at(uint64_t addr) noexcept nogil
+cdef uint64_t region_block_nbytes(Region *r, uint64_t block) noexcept nogil
+cdef uint64_t whole_pages(uint64_t nbytes) noexcept nogil
 cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil
 cdef bint region_free(Region *r) noexcept nogil
 cdef void regions_hold() noexcept nogil

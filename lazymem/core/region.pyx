@@ -345,6 +345,17 @@ cdef uint64_t _take_id() noexcept nogil:
     return _next_id - 1
 
 
+cdef uint64_t region_block_nbytes(Region *r, uint64_t block) noexcept nogil:
+    """Of the source's bytes, bytes: the last block may be short. GIL: never. Blocks: no."""
+    cdef uint64_t offset = block * r.block_nbytes
+    return r.nbytes - offset if r.nbytes - offset < r.block_nbytes else r.block_nbytes
+
+
+cdef uint64_t whole_pages(uint64_t nbytes) noexcept nogil:
+    """Rounded up to pages. GIL: never. Blocks: no."""
+    return (nbytes + page_nbytes() - 1) & ~(page_nbytes() - 1)
+
+
 cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
     """Take the memory away and wait for whoever is on the fill path.
 

@@ -18,9 +18,10 @@ from libc.string cimport strlen
 from posix.unistd cimport close, write
 
 from lazymem.core.abi cimport *
-from lazymem.core.fill cimport loud_stop, region_touch, wake_block
+from lazymem.core.fill cimport region_touch, wake_block
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region, region_enter, region_leave
+from lazymem.core.stop cimport loud_stop
 from lazymem.core.thread cimport Thread, thread_find, thread_self
 from lazymem.core.uffd cimport (
     PRIVILEGE_NONE, page_nbytes, uffd_open, uffd_poison, uffd_read, uffd_wake,

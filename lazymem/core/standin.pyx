@@ -1,0 +1,219 @@
+"""What does a failed touch go on over, and who takes that away again?
+
+Stand-ins: zeros that are no data, mapped so that an operation which can raise may end, and dropped as it does. The order of their
+steps, and why nobody misses one, is in failure.pyx. A block that a thread sleeps for which cannot be told (a plain touch: WITNESS)
+is never stood in, and neither are pages beside private writes.
+"""
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from lazymem.core.abi cimport MADV_DONTNEED_LOCKED
+from lazymem.core.failure cimport *
+from lazymem.core.native cimport *
+from lazymem.core.region cimport *
+from lazymem.core.table cimport *
+from lazymem.core.thread cimport STANDIN_REGIONS, Standins, Thread, thread_self
+from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
+
+
+cdef extern from "native.h" nogil:
+    int madvise(void *, size_t, int)
+    int MADV_DONTNEED, INT_MAX
+
+cdef void publish(Region *r, uint64_t block, uint32_t now) noexcept nogil:
+    """Leave FILLING or LEAVING for `now`, and wake who sleeps for it: on the word, and in the kernel.
+
+    GIL: never. Blocks: no. Thread: the claimer.
+    """
+    cdef uint32_t was = lm_swap32(&r.words[block], now)
+    if was & WAITERS:
+        lm_futex_wake(&r.words[block], INT_MAX)
+    if was & JOINED:
+        uffd_wake(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
+
+
+cdef char _zeros[65536]
+memset(_zeros, 0, sizeof(_zeros))
+
+
+cdef void _count_standin(Region *r, int64_t change) noexcept nogil:
+    lm_add64(&r.standins, <uint64_t>change)
+    standins_count(change)
+
+
+cdef void forget_standins(Region *r) noexcept nogil:
+    """The region's memory is gone, and its stand-ins with it. GIL: never. Thread: the closer, when nobody is in it any more."""
+    standins_count(-<int64_t>lm_load64(&r.standins))
+    lm_store64(&r.standins, 0)
+
+
+cdef void _note_failure(Thread *toucher, Region *r, uint64_t block, int error) noexcept nogil:
+    cdef uint64_t sequence = failure_log(r.id, block, toucher.tid, error)
+    r.last_failed_block = block
+    r.last_error = error
+    lm_store64(&r.last_failure, sequence)
+    if toucher.error == 0:
+        toucher.first_sequence = sequence
+        toucher.first_region = r.id
+        toucher.first_block = block
+        toucher.first_error = error
+        toucher.error = error
+
+
+cdef bint _remember_standin(Thread *toucher, Region *r, uint64_t block) noexcept nogil:
+    """Return: False when the thread's stand-ins lie in too many regions already."""
+    cdef Standins *s
+    cdef int i
+    for i in range(STANDIN_REGIONS):
+        s = &toucher.standins[i]
+        if s.region == NULL:
+            s.region_id = r.id
+            s.low = block
+            s.high = block
+            s.region = r
+            return True
+        if s.region == r and s.region_id == r.id:
+            s.low = block if block < s.low else s.low
+            s.high = block if block > s.high else s.high
+            return True
+    return False
+
+
+cdef bint _has_pages(uint64_t start, uint64_t whole) noexcept nogil:
+    cdef uint64_t done = 0
+    while done < whole:
+        if not page_is_absent(start + done):
+            return True
+        done += page_nbytes()
+    return False
+
+
+cdef bint stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
+    """Let a failed touch go on over zeros that its operation will disown.
+
+    Return: False when it cannot: then the touch must not go on. GIL: never. Blocks: no.
+    Thread: the toucher, or the handler thread that serves it while it sleeps.
+    """
+    cdef uint32_t *word = &r.words[block]
+    cdef uint32_t seen = lm_load32(word), state = seen & STATE
+    cdef uint64_t start = r.base + block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block)), done = 0
+    if state == RESIDENT or state == DIRTY or state == FILLING or state == LEAVING:
+        if state == FILLING and (seen >> DETAIL_SHIFT) == toucher.tid and not seen & MAKING:
+            return _stand_in_own(r, block, toucher, error)
+        if state == FILLING and (error == ETIMEDOUT or error == EDEADLK):
+            return False  # another thread's fetch hangs, or waits for ours: its block is not ours to put zeros into
+        uffd_wake(r.uffd, start, whole)  # somebody else is more fortunate: touch again
+        return True
+    if seen & WITNESS or not _remember_standin(toucher, r, block):
+        return False
+    if not lm_cas32(word, seen, FILLING | MAKING | (toucher.tid << DETAIL_SHIFT)):
+        uffd_wake(r.uffd, start, whole)
+        return True
+    if not (seen & STANDIN):
+        if r.writable and _has_pages(start, whole):    # dropping the stand-in would drop private writes with it
+            publish(r, block, seen & ~<uint32_t>WAITERS)
+            return False
+        _count_standin(r, 1)                           # (1)
+    _note_failure(toucher, r, block, error)            # (2)
+    _map_zeros(r, start, whole)                        # (3)
+    publish(r, block, FAILED | STANDIN | (<uint32_t>error << DETAIL_SHIFT))
+    return True
+
+
+cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
+    """A source touched the very block it is being asked for. The block stays claimed; its fetch fails as it ends, and `_fill`
+    drops the zeros before it says so. Return: False where pages of the block hold bytes that must not be dropped with them."""
+    cdef uint64_t start = r.base + block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block))
+    cdef uint32_t *word = &r.words[block]
+    if lm_load32(word) & (AGAIN | WITNESS):
+        return False
+    if not (lm_load32(word) & STANDIN):
+        lm_or32(word, STANDIN)
+        _count_standin(r, 1)
+    _note_failure(toucher, r, block, error)
+    _map_zeros(r, start, whole)
+    return True
+
+
+cdef void _map_zeros(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+    """The zero page where it can be had: a scan over a dead source must not eat memory. Poisoned pages need a copy."""
+    cdef uint64_t done = 0
+    if uffd_zero(r.uffd, start, whole) == 0:
+        return
+    while done < whole:
+        if uffd_zero(r.uffd, start + done, page_nbytes()) == -EEXIST:
+            uffd_copy(r.uffd, start + done, <uint64_t>&_zeros[0], page_nbytes(), &r.counters.copy)
+        done += page_nbytes()
+
+
+cdef void unmap_standin(Region *r, uint64_t block) noexcept nogil:
+    """Steps (4) and (5). GIL: never. Blocks: no. Thread: the claimer of the block."""
+    cdef uint64_t whole = whole_pages(region_block_nbytes(r, block))
+    if madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED):
+        madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED_LOCKED)
+    _count_standin(r, -1)
+
+
+cdef void drop_standins(Thread *me) noexcept nogil:
+    """Drop what this thread's failed touches left, so that the next touch fetches anew. GIL: never. Blocks: no."""
+    cdef Standins *s
+    cdef Region *r
+    cdef uint64_t block
+    cdef uint32_t seen
+    cdef int i
+    for i in range(STANDIN_REGIONS):
+        s = &me.standins[i]
+        r = <Region *>s.region
+        if r == NULL:
+            break
+        s.region = NULL
+        lm_add32(&r.users, 1)
+        if lm_load32(&r.status) == LIVE and r.id == s.region_id:
+            for block in range(s.low, s.high + 1):
+                seen = lm_load32(&r.words[block])
+                while (seen & STATE) == FILLING and seen & MAKING and (seen >> DETAIL_SHIFT) == me.tid:
+                    lm_pause()  # the zeros woke us; the handler thread is about to say what they are
+                    seen = lm_load32(&r.words[block])
+                if (seen & STATE) == FAILED and seen & STANDIN:
+                    if lm_cas32(&r.words[block], seen, LEAVING | (me.tid << DETAIL_SHIFT)):
+                        unmap_standin(r, block)
+                        publish(r, block, MISSING)
+        lm_sub32(&r.users, 1)
+
+
+cdef bint operation_begin(uint64_t *sequence) noexcept nogil:
+    """The calling thread starts an operation that can raise. Must be followed by `operation_end`.
+
+    Return: False while there are other threads' stand-ins: `standins_wait` first. GIL: any. Blocks: no.
+    """
+    cdef Thread *me = thread_self()
+    if me != NULL:
+        if standins_live() != 0 and me.operations == 0 and me.depth == 0:
+            drop_standins(me)  # a message that came twice (signals) may have been answered after its operation ended
+            me.error = 0
+            if standins_live() != 0:
+                return False
+        me.operations += 1
+    sequence[0] = failures_now()
+    return True
+
+
+cdef bint standins_wait(uint64_t deadline_ns) noexcept nogil:
+    """Wait for other threads' operations to drop their stand-ins. Return: False at the deadline. GIL: must not be held, they
+    may need it to end."""
+    while standins_live() != 0:
+        if lm_now_ns() > deadline_ns:
+            return False
+        lm_sleep_ns(20000)
+    return True
+
+
+cdef bint operation_end(uint64_t sequence) noexcept nogil:
+    """Return: did any touch fail in the process since it began? GIL: kept. Blocks: no."""
+    cdef Thread *me = thread_self()
+    if me != NULL and me.operations != 0:  # 0: forked in the middle of it, the child's record is new
+        me.operations -= 1
+        if me.operations == 0 and me.depth == 0 and me.error:
+            drop_standins(me)
+            me.error = 0
+    return failures_now() != sequence

@@ -1,0 +1,113 @@
+"""Is the house built as it says: imports point down, kernel words in one place, no page size spelled out?"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "lazymem"
+# Floor of each module; a module imports from floors below it, or from the named neighbours.
+FLOORS = {
+    "lazymem.errors": 0, "lazymem.version": 0, "lazymem.log": 0,
+    "lazymem.core.abi": 1, "lazymem.core.native": 1,
+    "lazymem.core.uffd": 2, "lazymem.core.table": 2, "lazymem.core.thread": 2, "lazymem.core.samples": 2,
+    "lazymem.core.source": 3, "lazymem.core.pool": 3, "lazymem.core.failure": 3, "lazymem.core.limit": 3,
+    "lazymem.core.region": 4,
+    "lazymem.core.standin": 5, "lazymem.core.stop": 5,
+    "lazymem.core.fill": 6, "lazymem.core.measure": 6,
+    "lazymem.core.inline": 7, "lazymem.core.threads": 7, "lazymem.core.jobs": 7,
+    "lazymem.core.memory": 8, "lazymem.core.fork": 8,
+    "lazymem.core.operation": 9,
+    "lazymem.core.lazyarray": 10,
+    "lazymem.system": 11, "lazymem.options": 11, "lazymem.counters": 11, "lazymem.sigowner": 11,
+    "lazymem.formats": 12, "lazymem.providers": 12, "lazymem.handle": 12,
+    "lazymem.lazyarray": 13,
+    "lazymem.recipes": 14, "lazymem.asking": 14,
+    "lazymem.arrays": 15, "lazymem.elsewhere": 15,
+    "lazymem": 16,
+    "lazymem.bench": 17, "lazymem.cli": 18, "lazymem.__main__": 19,
+}  # fmt: skip
+# recipes.py is loaded by LazyArray only to pickle, and opens arrays only to unpickle: inside functions, both.
+UPWARD_IN_FUNCTIONS = {("lazymem.lazyarray", "lazymem.recipes"), ("lazymem.recipes", "lazymem.arrays")}
+
+
+def sources():
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix in (".py", ".pyx", ".pxd"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path.read_text(), path
+
+
+def unit(name):
+    """The longest prefix that has a floor: a format is "lazymem.formats"."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        if ".".join(parts[:n]) in FLOORS:
+            return ".".join(parts[:n])
+    raise KeyError(name)
+
+
+def imports(text):
+    """(module, is it inside a function or for types only?)."""
+    for indent, module, names in re.findall(
+        r"^([ \t]*)(?:from|cimport|import) (lazymem[\w.]*)(?: c?import (\([^)]*\)|[^\n]*))?", text, re.MULTILINE
+    ):
+        found = [module]
+        for name in re.findall(r"\w+", names.split("#")[0]):
+            if f"{module}.{name}" in FLOORS:
+                found.append(f"{module}.{name}")
+        yield from ((f, bool(indent)) for f in (found[1:] or found))
+
+
+def test_every_module_has_a_floor():
+    assert {unit(name) for name, _, _ in sources()} | {"lazymem.core"} >= {
+        name for name, _, _ in sources() if name.count(".") < 2 and name not in ("lazymem.core",)
+    }
+    for name, _, _ in sources():
+        if name.startswith("lazymem.core."):
+            assert name in FLOORS, f"{name}: on which floor is it?"
+
+
+def test_imports_point_down():
+    wrong = []
+    checked = 0
+    for name, text, path in sources():
+        for module, inside in imports(text):
+            here, there = unit(name), unit(module)
+            if there in (here, "lazymem"):
+                continue
+            checked += 1
+            if FLOORS[there] >= FLOORS[here] and not (inside and (here, there) in UPWARD_IN_FUNCTIONS):
+                # What is imported for types alone is no dependency.
+                typed = text.split("if TYPE_CHECKING:")[-1] if "if TYPE_CHECKING:" in text else ""
+                if not (inside and path.suffix == ".py" and f"from {module} import" in typed.split("\n\n\n")[0]):
+                    wrong.append((name, module))
+    assert not wrong
+    assert checked > 100
+
+
+def test_kernel_words_are_in_one_place():
+    naming = {name for name, text, _ in sources() if re.search(r"\bUFFDIO_", text)}
+    assert naming == {"lazymem.core.abi", "lazymem.core.uffd"}
+
+
+def test_no_page_size_is_spelled_out():
+    assert [name for name, text, _ in sources() if re.search(r"\b4096\b", text)] == []
+
+
+def test_outside_core_all_is_python():
+    assert {path.parent for _, _, path in sources() if path.suffix in (".pyx", ".pxd")} == {PACKAGE / "core"}
+
+
+def test_native_functions_say_what_they_do_with_the_gil():
+    """Every function that other files may call says so in its docstring."""
+    silent = []
+    for name, text, path in sources():
+        if path.suffix != ".pyx":
+            continue
+        declared = path.with_suffix(".pxd")
+        names = declared.read_text() if declared.exists() else ""
+        for function in re.findall(r"^cdef (?!class)[\w *]+?[ *](\w+)\(", names, re.MULTILINE):
+            body = re.search(rf"^cdef [\w *]+?[ *]{function}\([^:]*?:\n(.*?)(?=^\S)", text + "\nx", re.MULTILINE | re.DOTALL)
+            if body is None or '"""' not in body[1].split("\n")[0] or "GIL" not in body[1]:
+                silent.append(f"{name}.{function}")
+    assert not silent
