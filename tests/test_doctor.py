@@ -5,7 +5,7 @@ import os
 import sys
 
 import pytest
-from support import IS_ROOT, check_child, each_user, needs_root, run_child
+from support import IS_ROOT, as_nobody, check_child, each_user, needs_root, run_child
 
 # A real seccomp filter, as containers have: userfaultfd(2) answers an errno, all else is allowed. Then a command under it.
 FILTERED = """
@@ -298,6 +298,7 @@ def test_elsewhere_it_says_so(system):
 @needs_root
 def test_read_and_write_permission_on_the_device_is_enough(folder):
     """The remedy named first really is one: a copy of the device that everybody may open, seen by this child alone."""
+    as_nobody()  # skips where an ordinary user cannot run this interpreter
     code = f"""
     import ctypes, os, sys
     from support import as_nobody

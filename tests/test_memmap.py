@@ -20,7 +20,9 @@ def path(folder):
 
 def _compare(path, delivery=None, **given):
     """Both, and everything that both have."""
-    want = np.memmap(path, **{"mode": "r", **given})
+    # numpy 1 wants a tuple where we, like numpy 2, take any sequence.
+    shape = {"shape": tuple(given["shape"])} if isinstance(given.get("shape"), list) else {}
+    want = np.memmap(path, **{"mode": "r", **given, **shape})
     a = lm.memmap(path, **given, **({"delivery": delivery} if delivery else {}))
     assert a.dtype == want.dtype
     assert a.shape == want.shape
