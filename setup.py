@@ -1,6 +1,7 @@
 """What is compiled, and how? Everything else is in pyproject.toml.
 
-Developer mode (a checkout with .ci/): warnings are errors. Elsewhere (sdist) a new compiler's new warning breaks nobody.
+Developer mode (LAZYMEM_DEVELOPER=1, as .ci/run sets it): warnings are errors. Elsewhere a new compiler's new warning breaks
+nobody.
 """
 
 import os
@@ -14,7 +15,7 @@ if sys.platform.startswith("linux"):
     from Cython.Build import cythonize
     from Cython.Compiler import Options
 
-    developer = os.path.isdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".ci"))
+    developer = os.environ.get("LAZYMEM_DEVELOPER") == "1"
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-cast-function-type"]
     if developer:
         Options.warning_errors = True

@@ -30,6 +30,7 @@ cdef extern from "native.h" nogil:
     uint32_t lm_gettid()
     bint lm_thread_is_gone(uint32_t tid)
     int lm_signal_thread(uint32_t tid, int sig)
+    void lm_say(const char *text, size_t nbytes)
     const char *lm_errno_text(int error)
     int lm_errno_get()
     void lm_errno_set(int value)

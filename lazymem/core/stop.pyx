@@ -1,6 +1,5 @@
 """What is said when an access to memory cannot go on, and nobody can be told by an exception?"""
 from libc.string cimport memcpy, strlen
-from posix.unistd cimport write
 
 from lazymem.core.failure cimport cause
 from lazymem.core.native cimport *
@@ -59,4 +58,4 @@ cdef void loud_stop(Region *r, uint64_t addr, int error) noexcept nogil:
         at = _put_text(at, end, b")")
     at = _put_text(at, end, b".\nlazymem: an access to memory cannot raise; lazymem.populate() and operations on the LazyArray "
                             b"itself do. Stopping.\n")
-    write(2, text, <size_t>(at - text))
+    lm_say(text, <size_t>(at - text))

@@ -15,7 +15,7 @@ after a pause, to ask anew.
 """
 from libc.stdlib cimport abort
 from libc.string cimport strlen
-from posix.unistd cimport close, write
+from posix.unistd cimport close
 
 from lazymem.core.abi cimport *
 from lazymem.core.fill cimport region_touch, wake_block
@@ -137,7 +137,7 @@ cdef void _descriptor_lost() noexcept nogil:
     """Somebody closed our descriptor (closerange?): missing pages would become zeros, sleepers sleep for ever. End loudly."""
     cdef const char *text = (b"\nlazymem: the userfaultfd of this process was closed by somebody else; lazy arrays would read "
                              b"zeros where pages are missing. Stopping.\n")
-    write(2, text, strlen(text))
+    lm_say(text, strlen(text))
     abort()
 
 
