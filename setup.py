@@ -25,7 +25,7 @@ if sys.platform.startswith("linux"):
                 path[:-4].replace(os.sep, "."),
                 [path],
                 include_dirs=["lazymem/core"],
-                depends=["lazymem/core/abi.h", "lazymem/core/native.h"],
+                depends=sorted(glob("lazymem/core/*.h")),
                 extra_compile_args=["-O2", "-pthread", *(warnings if developer else [])],
                 extra_link_args=["-pthread"],
             )

@@ -12,6 +12,7 @@ from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
+    from lazymem.functions import from_fill, from_function, from_generator
     from lazymem.asking import close, is_lazy, populate, prefetch, region, residency, stats
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray

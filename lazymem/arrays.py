@@ -4,96 +4,20 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-import lazymem.core.fork  # noqa: F401  what a forked child finds
-from lazymem import system
-from lazymem.core import inline, threads, uffd
-from lazymem.core import lazyarray as core
-from lazymem.core.memory import set_memory_limit
 from lazymem.core.source import FileSource, FunctionSource, MemorySource, NativeSource
 from lazymem.formats import npy
-from lazymem.formats.layout import Layout, dtype_of, order_of, shape_of
-from lazymem.handle import Recipe, Region
+from lazymem.formats.layout import Layout, dtype_of, offset_of, order_of, shape_of
+from lazymem.handle import Recipe
 from lazymem.lazyarray import LazyArray
+from lazymem.making import make_array, make_region
 from lazymem.options import Options, mode_of, read_options
 from lazymem.providers.cfunction import CFunction
-from lazymem.sigowner import own_sigbus
 
 NATIVE_BLOCK_NBYTES = 64 << 10
-
-_limit_nbytes = 0
-
-
-def _first_array() -> None:
-    """What a process needs once, and `import lazymem` must not do."""
-    global _limit_nbytes
-    if "logging" in sys.modules:
-        from lazymem import log
-
-        log.quieten()
-    if not _limit_nbytes:
-        _limit_nbytes = int(system.memory_nbytes() * system.SHARE)
-        set_memory_limit(_limit_nbytes)
-        core.largest_export_nbytes = _limit_nbytes // 4
-
-
-def kernel_faults_allowed() -> bool:
-    """May this process take the faults of system calls? (root, /dev/userfaultfd, vm.unprivileged_userfaultfd)"""
-    return any(error == 0 for _, error, _ in uffd.probe()[:2])
-
-
-def _descriptor(options: Options) -> tuple[int, int, bool]:
-    """The userfaultfd for an array, its delivery's number, and whether system calls wait for its pages."""
-    delivery = options.delivery
-    if delivery == "auto":
-        delivery = "threads" if kernel_faults_allowed() else "inline"
-    try:
-        fd, privilege = threads.descriptor(options.threads) if delivery == "threads" else inline.descriptor()
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"userfaultfd is not to be had here ({os.strerror(error.errno or 0)}); "
-            "`python -m lazymem doctor` says what would allow it",
-        ) from error
-    if delivery == "inline" and inline.blocks_sigbus():
-        raise RuntimeError(
-            "delivery='inline' on a thread that blocks SIGBUS: a touch here would end the process. "
-            "Unblock it (signal.pthread_sigmask), or use delivery='threads'"
-        )
-    kernel_faults = delivery == "threads" and privilege == 2
-    if kernel_faults:
-        core.kernel_fault_fds.add(fd)
-    return fd, (0 if delivery == "threads" else 1), kernel_faults
-
-
-def _make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | str) -> Region:
-    fd, delivery, kernel_faults = _descriptor(options)
-    own_sigbus()
-    _first_array()
-    region = Region(
-        source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries
-    )
-    region.mode = mode
-    region.kernel_faults = kernel_faults
-    region.threads = options.threads
-    region.recipe = recipe
-    region.filename = None
-    region.offset = 0
-    return region
-
-
-def _make_array(region: Region, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, offset: int = 0) -> LazyArray:
-    """Lay an array over a region. The root is a plain array of all its bytes, the base of every other."""
-    root: np.ndarray[Any, Any] = np.ndarray((region.nbytes,), "u1", cast(Any, region))
-    array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, cast(Any, order))
-    region.remember(root, array)
-    del root
-    region.calibrate()
-    return array
 
 
 def _constructor_options(given: dict[str, Any]) -> Options:
@@ -166,10 +90,10 @@ def _file_array(
     recipe: Recipe | str = "it was opened from a descriptor whose path is not known"
     if path is not None:
         recipe = Recipe(path, layout.start, layout.nbytes, source.stamp, mode, given)
-    region = _make_region(source, mode, options, name, recipe)
+    region = make_region(source, mode, options, name, recipe)
     region.filename = path
     region.offset = layout.start
-    return _make_array(region, layout.dtype, layout.shape, layout.order)
+    return make_array(region, layout.dtype, layout.shape, layout.order)
 
 
 def open(
@@ -288,28 +212,21 @@ def memmap(
 def _raw_layout(fd: int, name: str, dtype: Any, shape: Any, offset: Any, order: Any) -> Layout:
     kind = dtype_of(dtype)
     size = os.fstat(fd).st_size
-    start = _offset_of(offset, size, name)
+    start = offset_of(offset, size, name)
     return Layout(start, kind, shape_of(shape, kind, size - start, name), order_of(order))
-
-
-def _offset_of(offset: Any, available_nbytes: int, name: str) -> int:
-    if isinstance(offset, bool) or not hasattr(offset, "__index__"):
-        raise TypeError(f"offset={offset!r}: give a number of bytes")
-    start = int(offset.__index__())
-    if not 0 <= start <= available_nbytes:
-        raise ValueError(f"offset={offset!r}: {name} has {available_nbytes} bytes")
-    return start
 
 
 def from_provider(
     provider: Any, shape: Any = None, dtype: Any = "u1", *, offset: int = 0, order: str = "C", mode: str = "r", **options: Any
 ) -> LazyArray:
-    """Lay an array over what gives bytes natively: a C function, or memory.
+    """Lay an array over what gives bytes: a provider in Python, a C function, or memory.
 
     Parameters
     ----------
-    provider : CFunction, or an object with a contiguous buffer
-        Memory is copied block by block, when it is touched; what changes there afterwards is seen by blocks fetched later.
+    provider : object
+        What has `nbytes` and `read_into(buffer, offset)`, as `lazymem.providers.Provider` says: it is pickled now, and runs in other processes, so
+        that a touch never needs the GIL of this one; what it changes of itself stays there. Or a `CFunction`. Or an object with a contiguous buffer:
+        memory is copied block by block, when it is touched; what changes there afterwards is seen by blocks fetched later.
     shape : int, sequence of int, or None
         None: all its bytes, 1-D. One length may be -1.
     dtype : dtype
@@ -327,22 +244,32 @@ def from_provider(
     Raises
     ------
     TypeError
-        No provider; a dtype of objects; an unknown option.
+        No provider, or one that cannot be pickled (the attribute is named); a dtype of objects; an unknown option.
     ValueError
         The shape asks for more than there is; memory that belongs to a lazy array.
+    RuntimeError
+        A provider in Python, and no interpreter to run it with: `lazymem.set_executable`.
     BufferError
         Memory that is not contiguous.
 
     Notes
     -----
-    Blocks: no. GIL: kept; never needed by a touch. Such an array cannot be pickled.
+    Blocks: no; for a provider in Python about a millisecond, where a process is to be started. GIL: kept; never needed by a touch. An array of a
+    provider in Python pickles with the provider; one of a C function or of memory cannot be pickled.
     """
+    if not isinstance(provider, CFunction) and hasattr(provider, "read_into"):
+        from lazymem.provided import lay_over
+
+        name = type(provider).__name__
+        return lay_over(
+            provider, shape, dtype, name=name, mode=mode, offset=offset, order=order, options=options
+        )  # fmt: skip
     read = _constructor_options(options)
     mode = mode_of(mode)
     kind = dtype_of(dtype)
     source: NativeSource
     if isinstance(provider, CFunction):
-        start = _offset_of(offset, provider.nbytes, "the C function")
+        start = offset_of(offset, provider.nbytes, "the C function")
         lengths = shape_of(shape, kind, provider.nbytes - start, "the C function")
         source = FunctionSource(provider.address, provider.nbytes, provider.user_data, provider)
         name, recipe = provider.name, "its bytes come from a C function of this process"
@@ -351,23 +278,19 @@ def from_provider(
             source = MemorySource(provider)
         except TypeError:
             raise TypeError(
-                f"{provider!r} is no provider: give a lazymem.CFunction, or an object with a contiguous buffer "
-                "(bytes, bytearray, an array). Files go through lazymem.open and lazymem.memmap"
+                f"{provider!r} is no provider: give an object with nbytes and read_into(buffer, offset) "
+                "(lazymem.providers.Provider), a lazymem.CFunction, or an object with a contiguous buffer (bytes, an array). "
+                "Files go through lazymem.open and lazymem.memmap"
             ) from None
-        start = _offset_of(offset, source.nbytes, "the memory")
+        start = offset_of(offset, source.nbytes, "the memory")
         lengths = shape_of(shape, kind, source.nbytes - start, "the memory")
         name, recipe = f"{type(provider).__name__} memory", "its bytes come from memory of this process"
-    region = _make_region(source, mode, read, name, recipe)
-    return _make_array(region, kind, lengths, order_of(order), start)
+    region = make_region(source, mode, read, name, recipe)
+    return make_array(region, kind, lengths, order_of(order), start)
 
 
-def open_part(recipe: Recipe) -> tuple[Region, np.ndarray[Any, Any]]:
-    """Open what a pickled recipe names; for recipes.py.
-
-    Returns
-    -------
-    (Region, numpy.ndarray)
-        The region, and its root: uint8, (nbytes,).
+def open_part(recipe: Recipe) -> np.ndarray[Any, Any]:
+    """Open what a pickled recipe names: the root of a new region, uint8, (nbytes,); for recipes.py.
 
     Raises
     ------
@@ -383,8 +306,7 @@ def open_part(recipe: Recipe) -> tuple[Region, np.ndarray[Any, Any]]:
         os.close(fd)
         raise
     layout = Layout(recipe.start, np.dtype("u1"), (recipe.nbytes,), "C")
-    whole = _file_array(fd, name, path, layout, recipe.mode, _constructor_options(recipe.options), recipe.options)
-    return cast(Region, core.owner(whole)), whole
+    return _file_array(fd, name, path, layout, recipe.mode, _constructor_options(recipe.options), recipe.options)
 
 
 def get_include() -> str:

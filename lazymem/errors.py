@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import errno as _errno
 
-__all__ = ["PageError", "UnsupportedPlatform", "page_error"]
+__all__ = ["PageError", "ProviderError", "UnsupportedPlatform", "page_error"]
 
 
 class UnsupportedPlatform(NotImplementedError):
     """This system has no userfaultfd that lazymem can use."""
+
+
+class ProviderError(Exception):
+    """What a provider said of its failure, in its process: the traceback's text. It is the cause of a PageError."""
+
+    def __str__(self) -> str:
+        return "\n" + super().__str__()
 
 
 class PageError(OSError):
@@ -21,7 +28,7 @@ class PageError(OSError):
     name : str
         Of the array.
     source : str
-        "memory", "file" or "function".
+        "memory", "file", "function" or "provider".
     start, stop : int, bytes
         What part of the array's source is not there.
     block : int

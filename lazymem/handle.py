@@ -39,6 +39,37 @@ class Recipe(NamedTuple):
     options: dict[str, Any]
 
 
+class ProviderRecipe(NamedTuple):
+    """How another process makes the same region of a Python provider.
+
+    Attributes
+    ----------
+    pickled : bytes
+        The provider.
+    nbytes : int, bytes
+        Of the provider.
+    identity : int
+        The same in every process: how a provider that waits for itself is noticed.
+    name : str
+        For messages.
+    mode : str
+    options : dict
+        As the constructor takes them.
+    processes : int
+        How many may serve it.
+    block_nbytes : int, bytes
+    """
+
+    pickled: bytes
+    nbytes: int
+    identity: int
+    name: str
+    mode: str
+    options: dict[str, Any]
+    processes: int
+    block_nbytes: int
+
+
 class Region(Memory):
     """The memory behind one lazy array: `lazymem.region(x)`.
 
@@ -67,14 +98,16 @@ class Region(Memory):
     kernel_faults: bool
     filename: str | None
     offset: int
-    recipe: Recipe | str
+    recipe: Recipe | ProviderRecipe | str
     threads: int
+    alive: Any
     _root: weakref.ref[np.ndarray[Any, Any]] | None
     _array: weakref.ref[LazyArray] | None
     _root_references: int
 
     # Memory.__cinit__ takes the arguments; the rest is set by arrays.py.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.alive = None
         self._root = None
         self._array = None
         self._root_references = 0

@@ -21,6 +21,7 @@ _MODES = {
     "r+": "r+", "readwrite": "r+", "w+": "w+", "write": "w+",
 }  # fmt: skip
 BLOCK_MAX_NBYTES = 1 << 30
+PROCESSES_MAX = 16
 DELIVERIES = ("auto", "threads", "inline")
 
 
@@ -70,6 +71,8 @@ class Options(NamedTuple):
         How long to wait for a block that another thread fetches, and to go on asking a source that says "again".
     retries : int
         How often to ask such a source again.
+    processes : int
+        How many processes may serve a Python provider.
     """
 
     block_nbytes: int
@@ -77,6 +80,7 @@ class Options(NamedTuple):
     threads: int
     timeout_ns: int
     retries: int
+    processes: int
 
 
 def _cores() -> int:
@@ -98,7 +102,7 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     Parameters
     ----------
     given : dict
-        block_nbytes, delivery, threads, timeout (seconds), retries.
+        block_nbytes, delivery, threads, timeout (seconds), retries, processes.
     block_nbytes : int, bytes
         The default for this kind of source.
 
@@ -109,7 +113,7 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     ValueError
         A value out of range, or in unknown units.
     """
-    known = ("block_nbytes", "delivery", "threads", "timeout", "retries")
+    known = ("block_nbytes", "delivery", "threads", "timeout", "retries", "processes")
     for name in given:
         if name not in known:
             import difflib
@@ -131,4 +135,5 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= 86400 * 365:
         raise ValueError(f"timeout={timeout!r}: give seconds, more than 0 and at most a year")
     retries = _integer(given.get("retries", 3), "retries", 0, 1000)
-    return Options(block_nbytes, delivery, threads, int(timeout * 1e9), retries)
+    processes = _integer(given.get("processes", 1), "processes", 1, PROCESSES_MAX)
+    return Options(block_nbytes, delivery, threads, int(timeout * 1e9), retries, processes)

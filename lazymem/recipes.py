@@ -10,7 +10,7 @@ import numpy as np
 
 from lazymem.core import lazyarray as core
 from lazymem.errors import PageError, page_error
-from lazymem.handle import Recipe
+from lazymem.handle import ProviderRecipe, Recipe
 from lazymem.lazyarray import LazyArray
 
 if TYPE_CHECKING:
@@ -43,10 +43,15 @@ def reduce_array(array: LazyArray, protocol: Any) -> Any:
     return _rebuild, (region.recipe, array.dtype, array.shape, array.strides, offset)
 
 
-def _rebuild(recipe: Recipe, dtype: Any, shape: Any, strides: Any, offset: int) -> LazyArray:
-    from lazymem.arrays import open_part
+def _rebuild(recipe: Recipe | ProviderRecipe, dtype: Any, shape: Any, strides: Any, offset: int) -> LazyArray:
+    if isinstance(recipe, ProviderRecipe):
+        from lazymem.provided import open_provider
 
-    _, whole = open_part(recipe)
+        whole = open_provider(recipe)
+    else:
+        from lazymem.arrays import open_part
+
+        whole = open_part(recipe)
     return LazyArray.__new__(LazyArray, shape, dtype, whole, offset, strides)
 
 

@@ -53,6 +53,26 @@ def _cgroup_limits() -> list[int]:
     return limits
 
 
+def cores() -> float:
+    """How many cores this process may use at a time: its affinity, or what cgroup v2's cpu.max allows."""
+    found = float(len(os.sched_getaffinity(0)))
+    try:
+        with open("/proc/self/cgroup") as f:
+            paths = [line[3:].strip() for line in f if line.startswith("0::")]
+    except OSError:
+        paths = []
+    for path in paths:
+        parts = [p for p in path.split("/") if p and p != ".."]
+        for depth in range(len(parts) + 1):
+            try:
+                with open(os.path.join("/sys/fs/cgroup", *parts[:depth], "cpu.max")) as f:
+                    quota, period = f.read().split()
+                    found = min(found, int(quota) / int(period))
+            except (OSError, ValueError):  # no such file; "max"
+                continue
+    return found
+
+
 def memory_nbytes() -> int:
     """How much memory this process may have: physical, or what its cgroups allow.
 

@@ -10,24 +10,27 @@ FLOORS = {
     "lazymem.errors": 0, "lazymem.version": 0, "lazymem.log": 0,
     "lazymem.core.abi": 1, "lazymem.core.native": 1,
     "lazymem.core.uffd": 2, "lazymem.core.table": 2, "lazymem.core.thread": 2, "lazymem.core.samples": 2,
-    "lazymem.core.source": 3, "lazymem.core.pool": 3, "lazymem.core.failure": 3, "lazymem.core.limit": 3,
-    "lazymem.core.region": 4,
-    "lazymem.core.standin": 5, "lazymem.core.stop": 5,
+    "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3, "lazymem.core.failure": 3, "lazymem.core.limit": 3,
+    "lazymem.core.region": 4, "lazymem.core.process": 4,
+    "lazymem.core.standin": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
     "lazymem.core.fill": 6, "lazymem.core.measure": 6,
     "lazymem.core.inline": 7, "lazymem.core.threads": 7, "lazymem.core.jobs": 7,
-    "lazymem.core.memory": 8, "lazymem.core.fork": 8,
+    "lazymem.core.memory": 8,
     "lazymem.core.operation": 9,
-    "lazymem.core.lazyarray": 10,
-    "lazymem.system": 11, "lazymem.options": 11, "lazymem.counters": 11, "lazymem.sigowner": 11,
-    "lazymem.formats": 12, "lazymem.providers": 12, "lazymem.handle": 12,
-    "lazymem.lazyarray": 13,
-    "lazymem.recipes": 14, "lazymem.asking": 14,
-    "lazymem.arrays": 15, "lazymem.elsewhere": 15,
-    "lazymem": 16,
-    "lazymem.bench": 17, "lazymem.cli": 18, "lazymem.__main__": 19,
+    "lazymem.core.lazyarray": 10, "lazymem.core.serve": 10,
+    "lazymem.core.fork": 11,
+    "lazymem.system": 12, "lazymem.options": 12, "lazymem.counters": 12, "lazymem.sigowner": 12,
+    "lazymem.formats": 13, "lazymem.handle": 13,
+    "lazymem.providers": 14, "lazymem.lazyarray": 14,
+    "lazymem.recipes": 15, "lazymem.asking": 15, "lazymem.making": 15,
+    "lazymem.provided": 16,
+    "lazymem.arrays": 17, "lazymem.functions": 17, "lazymem.elsewhere": 17,
+    "lazymem": 18,
+    "lazymem.testing": 19, "lazymem.bench": 19, "lazymem.cli": 20, "lazymem.__main__": 21,
 }  # fmt: skip
 # recipes.py is loaded by LazyArray only to pickle, and opens arrays only to unpickle: inside functions, both.
-UPWARD_IN_FUNCTIONS = {("lazymem.lazyarray", "lazymem.recipes"), ("lazymem.recipes", "lazymem.arrays")}
+UPWARD_IN_FUNCTIONS = {("lazymem.lazyarray", "lazymem.recipes"), ("lazymem.recipes", "lazymem.arrays"),
+                       ("lazymem.recipes", "lazymem.provided")}
 
 
 def sources():

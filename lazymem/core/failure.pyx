@@ -69,11 +69,15 @@ cdef const char *cause(int error) noexcept nogil:
     if error == EDQUOT:
         return b"it would take the process past 80 % of the memory it may have; close arrays, or read less at a time"
     if error == EDEADLK:
-        return b"the array's own source touched it while it was being fetched"
+        return b"it was touched by its own source, or by a provider whose array waits for it"
     if error == ELOOP:
-        return b"more than 4 arrays' sources were running inside one another"
+        return b"more than 4 arrays' sources or providers were waiting for one another"
     if error == ETIMEDOUT:
         return b"the deadline passed while another thread was fetching it, or the source timed out"
+    if error == EREMOTEIO:
+        return b"its provider failed"
+    if error == EPIPE:
+        return b"its provider's process died"
     if error == ESHUTDOWN:
         return b"the array is closed"
     if error == ENOENT:

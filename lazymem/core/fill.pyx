@@ -66,6 +66,19 @@ cdef int _ask(Region *r, void *dst, uint64_t offset, uint64_t nbytes) noexcept n
     return error if error <= 0 else -EPROTO
 
 
+cdef int _fetch_borrowed(Region *r, uint64_t block, void *dst) noexcept nogil:
+    """`region_fetch` from a source that lends its bytes."""
+    cdef uint64_t loan = 0, nbytes = region_block_nbytes(r, block)
+    cdef void *lent = NULL
+    cdef int error
+    lm_count(&r.counters.asked, nbytes)
+    error = r.source.borrow(r.source.ctx, block * r.block_nbytes, nbytes, &lent, &loan)
+    if error == 0:
+        memcpy(dst, lent, nbytes)
+        r.source.give_back(r.source.ctx, loan)
+    return error
+
+
 cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
     """Fetch one block anywhere, asking again where the source says that it may help.
 
@@ -78,6 +91,8 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
     if r.source.direct != NULL:
         lm_count(&r.counters.asked, nbytes)
         return lm_copy_from(dst, r.source.direct + offset, nbytes)
+    if r.source.borrow != NULL:
+        return _fetch_borrowed(r, block, dst)
     while True:
         error = _ask(r, dst, offset, nbytes)
         if error == 0 or error not in (-EAGAIN, -EBUSY, -EINTR, -ETIMEDOUT):
@@ -107,6 +122,20 @@ cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte) noexcept no
     return error
 
 
+cdef int _fill_borrowed(Region *r, uint64_t block) noexcept nogil:
+    """Copy in from where the source lets the bytes lie."""
+    cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes), loan = 0
+    cdef void *lent = NULL
+    cdef int error
+    lm_count(&r.counters.asked, nbytes)
+    error = r.source.borrow(r.source.ctx, block * r.block_nbytes, nbytes, &lent, &loan)
+    if error == 0:
+        memset(<char *>lent + nbytes, 0, whole - nbytes)
+        error = uffd_copy(r.uffd, r.base + block * r.block_nbytes, <uint64_t>lent, whole, &r.counters.copy)
+        r.source.give_back(r.source.ctx, loan)
+    return error
+
+
 cdef int _fill_direct(Region *r, uint64_t block) noexcept nogil:
     """Copy in from where the bytes lie; only a last page that the source does not fill goes through a staging block."""
     cdef uint64_t nbytes = region_block_nbytes(r, block), offset = block * r.block_nbytes
@@ -120,6 +149,15 @@ cdef int _fill_direct(Region *r, uint64_t block) noexcept nogil:
     return error
 
 
+cdef int _fill_pages(Region *r, uint64_t block) noexcept nogil:
+    """Fetch a block and put it into place, in the way that its source allows. Return: 0 / -errno."""
+    if r.source.direct != NULL:
+        return _fill_direct(r, block)
+    if r.source.borrow != NULL:
+        return _fill_borrowed(r, block)
+    return _fill_staged(r, block, 0)
+
+
 cdef int _fill(Region *r, uint64_t block) noexcept nogil:
     """Fetch and fill a block that this thread has claimed, and publish what became of it. Return: 0 / -errno."""
     cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes)
@@ -127,7 +165,7 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
     cdef uint32_t seen
     cdef int error = memory_for(whole)
     if error == 0:
-        error = _fill_direct(r, block) if r.source.direct != NULL else _fill_staged(r, block, 0)
+        error = _fill_pages(r, block)
         if error:
             memory_returned(whole)
     if error == 0:
@@ -171,7 +209,7 @@ cdef int _own_source_runs(Region *r, Thread *thread) noexcept nogil:
 cdef int _fill_beside(Region *r, uint64_t block) noexcept nogil:
     """Fill a block that the touching thread itself is filling, further down its stack: a signal handler interrupted it there,
     and it cannot go on before we do. The interrupted fill then finds the pages there. Return: 0 / -errno."""
-    return _fill_direct(r, block) if r.source.direct != NULL else _fill_staged(r, block, 0)
+    return _fill_pages(r, block)
 
 
 cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wait, bint plain, int *filled) noexcept nogil:
@@ -294,6 +332,9 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
                 lent = True
                 me.depth = toucher.depth
                 memcpy(me.chain, toucher.chain, sizeof(me.chain))
+        if toucher != NULL and toucher.around_depth and me != NULL:  # in a provider process: what waits for the toucher waits for us
+            me.around_depth = toucher.around_depth
+            memcpy(me.around, toucher.around, sizeof(me.around))
     else:
         error = 0
         if me.depth:
@@ -307,6 +348,8 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
         error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
         if error == 0 and not filled:
             error = _refill(r, addr, block, me, &filled)
+    if me != toucher and me != NULL:
+        me.around_depth = 0
     if lent:
         me.depth = 0
         if me.error:

@@ -8,7 +8,9 @@ from lazymem.core.failure cimport failures_forget
 from lazymem.core.inline cimport signals_forget
 from lazymem.core.jobs cimport jobs_forget, jobs_hold, jobs_let_go
 from lazymem.core.pool cimport pool_forget_all
+from lazymem.core.process cimport rings_forget
 from lazymem.core.region cimport regions_forget, regions_hold, regions_let_go
+from lazymem.core.serve cimport serve_forget
 from lazymem.core.thread cimport thread_forget_all
 from lazymem.core.threads cimport threads_forget
 
@@ -36,6 +38,8 @@ cdef void _in_child() noexcept nogil:
     pool_forget_all()
     jobs_forget()
     failures_forget()
+    rings_forget()
+    serve_forget()
     # 3. The addresses.
     regions_forget()
     _in_parent()

@@ -53,8 +53,9 @@ cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
     cdef Memory owner = memory_of(r)
     cdef uint64_t start = block * r.block_nbytes
     cdef uint64_t stop = start + r.block_nbytes if r.nbytes - start > r.block_nbytes else r.nbytes
-    raise page_error(r.name.decode("utf-8", "replace"), owner._source.kind if owner is not None else "gone", block,
-                     start, stop, error, cause_of(error))
+    cdef NativeSource source = owner._source if owner is not None else None
+    raise page_error(r.name.decode("utf-8", "replace"), source.kind if source is not None else "gone", block,
+                     start, stop, error, cause_of(error)) from (source.explain(start) if source is not None else None)
 
 
 cdef int refuse(Region *r) except -1:

@@ -37,6 +37,8 @@ static inline int lm_cas32(uint32_t *p, uint32_t was, uint32_t is)
     return __atomic_compare_exchange_n(p, &was, is, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 static inline void lm_and_not64(uint64_t *p, uint64_t v) { __atomic_fetch_and(p, ~v, __ATOMIC_SEQ_CST); }
+static inline uint64_t lm_take_bits64(uint64_t *p, uint64_t v) { return __atomic_fetch_and(p, ~v, __ATOMIC_SEQ_CST) & v; }
+static inline void lm_or64(uint64_t *p, uint64_t v) { __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
 static inline int lm_cas64(uint64_t *p, uint64_t was, uint64_t is)
 {
     return __atomic_compare_exchange_n(p, &was, is, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
@@ -81,6 +83,18 @@ static inline int lm_futex_wait(uint32_t *word, uint32_t seen, uint64_t timeout_
 static inline void lm_futex_wake(uint32_t *word, int waiters)
 {
     syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, waiters, NULL, NULL, 0);
+}
+
+/* The same on a word of memory that two processes share. */
+static inline int lm_futex_wait_shared(uint32_t *word, uint32_t seen, uint64_t timeout_ns)
+{
+    struct timespec t = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
+    return syscall(SYS_futex, word, FUTEX_WAIT, seen, &t, NULL, 0) ? -errno : 0;
+}
+
+static inline void lm_futex_wake_shared(uint32_t *word, int waiters)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, waiters, NULL, NULL, 0);
 }
 
 static inline int lm_errno_get(void) { return errno; }

@@ -16,6 +16,8 @@ cdef extern from "native.h" nogil:
     void lm_or32(uint32_t *p, uint32_t v)
     bint lm_cas32(uint32_t *p, uint32_t was, uint32_t now)
     void lm_and_not64(uint64_t *p, uint64_t v)
+    uint64_t lm_take_bits64(uint64_t *p, uint64_t v)
+    void lm_or64(uint64_t *p, uint64_t v)
     bint lm_cas64(uint64_t *p, uint64_t was, uint64_t now)
     void lm_loads_done()
     int lm_copy_from(void *dst, const void *src, size_t nbytes)
@@ -27,6 +29,8 @@ cdef extern from "native.h" nogil:
     void lm_sleep_ns(uint64_t ns)
     int lm_futex_wait(uint32_t *word, uint32_t seen, uint64_t timeout_ns)
     void lm_futex_wake(uint32_t *word, int waiters)
+    int lm_futex_wait_shared(uint32_t *word, uint32_t seen, uint64_t timeout_ns)
+    void lm_futex_wake_shared(uint32_t *word, int waiters)
     uint32_t lm_gettid()
     bint lm_thread_is_gone(uint32_t tid)
     int lm_signal_thread(uint32_t tid, int sig)
@@ -41,5 +45,5 @@ cdef extern from "errno.h" nogil:
     int errno
     enum:
         EACCES, EAGAIN, EBADF, EBUSY, EDEADLK, EDQUOT, EEXIST, EFAULT, EINTR, EINVAL, EIO, ELOOP, ENODATA, ENOENT, ENOMEM
-        ENOTTY
-        ENOSYS, EPERM, EPROTO, ESHUTDOWN, ESTALE, ETIMEDOUT
+        ECHILD, ENOTTY
+        ENOSYS, EPERM, EPIPE, EREMOTEIO, ESRCH, EPROTO, ESHUTDOWN, ESTALE, ETIMEDOUT

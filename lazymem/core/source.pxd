@@ -4,8 +4,14 @@ from libc.stdint cimport int64_t, uint64_t
 # lazymem.h's lazymem_fetch: 0 or -errno, fills exactly, no GIL.
 ctypedef int (*fetch_t)(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil
 
+# The same where the bytes come to lie in memory that is not ours: where they lie, until they are given back.
+ctypedef int (*borrow_t)(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes, uint64_t *loan) noexcept nogil
+ctypedef void (*give_back_t)(void *ctx, uint64_t loan) noexcept nogil
+
 ctypedef struct Source:
     fetch_t fetch
+    borrow_t borrow      # not NULL: instead of fetch. It asks again by itself, and there is room for whole pages
+    give_back_t give_back
     void *ctx
     const char *direct   # not NULL: the bytes lie in memory already and are copied from there, without a fetch
     bint may_block       # a handler thread hands the reading on before it runs this; others say themselves when they would wait
@@ -21,6 +27,7 @@ cdef class NativeSource:
     cdef Source source
     cdef readonly uint64_t nbytes
     cdef readonly str kind
+    cdef object explain(self, uint64_t offset)
 
 cdef class MemorySource(NativeSource):
     cdef Py_buffer _view

@@ -84,8 +84,12 @@ cdef class NativeSource:
     ----------
     nbytes : int, bytes
     kind : str
-        "memory", "file" or "function".
+        "memory", "file", "function" or "provider".
     """
+
+    cdef object explain(self, uint64_t offset):
+        """What was said when the block at `offset` could not be fetched: an exception to chain, or None. GIL: held."""
+        return None
 
 
 cdef class MemorySource(NativeSource):

@@ -23,6 +23,8 @@ ctypedef struct Thread:
     uint64_t first_block
     int first_error
     void *chain[CHAIN_MAX]     # the regions of those sources
+    uint32_t around_depth      # in a provider process: arrays that wait, outside it, for what this thread does
+    uint64_t around[CHAIN_MAX] # their identities
     Standins standins[STANDIN_REGIONS]
 
 cdef Thread *thread_self() noexcept nogil

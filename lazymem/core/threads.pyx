@@ -171,7 +171,9 @@ cdef void *_handler(void *unused) noexcept nogil:
             continue
         enters = False
         if r.source.may_block and lm_load32(&r.status) == LIVE:          # 3. hand the reading on, unless filling is instant
-            if not r.source.leaf:
+            if r.source.leaf:
+                _somebody_can_read()                                     #    (or soon will)
+            else:
                 if not _may_enter(message.ptid, &foreign):
                     region_leave(r)
                     lm_sleep_ns(DEFER_NS)

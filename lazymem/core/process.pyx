@@ -1,0 +1,656 @@
+"""Which provider process is asked, what if it dies, and when is it given up?
+
+A set has up to PROCESSES_MAX places; a place's word says what is there:
+
+    EMPTY --claim--> STARTING | thread --> number of a ring + 1 --retire--> EMPTY
+
+and in which life of this process (a forked child finds its parent's places EMPTY). Rings stand in a fixed table. Who uses one enters
+it, as one enters a region: `users` + 1, then a second look at the place. A ring whose process has ended, or has to, is DEAD: nobody enters it, those
+inside notice within a slice, and `rings_attend` unmaps it when they have left. A dead process's ring is never used again.
+
+An attempt ends in one of these ways:
+
+    answered                     the bytes, or an error; some errors may be tried again
+    late, past its timeout       the process is killed; this provider is to blame
+    the process died in it       this provider is to blame
+    the process died before, or was killed for another's sake      nobody's fault here: asked again, not counted
+
+A provider that is to blame has processes of its own from then on. The attempts of one fetch end at its deadline.
+
+All of it runs on the path of a fault: no malloc, lock, or Python; posix_spawn is prepared (process.h).
+"""
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy, memset, strlen
+
+from lazymem.core.native cimport *
+from lazymem.core.ring cimport *
+from lazymem.core.thread cimport Thread, thread_self
+
+
+cdef extern from "process.h" nogil:
+    int lm_spawn_process(lm_spawn *s, int fd)
+    int lm_sealed_memory(uint64_t nbytes)
+    int lm_open_pidfd(int pid)
+    void lm_kill_process(int pidfd, int pid)
+    void lm_close_pidfd(int pidfd, int pid)
+    bint lm_reap(int pid)
+    bint lm_fd_is_ours(const lm_spawn *s, int fd)
+
+cdef extern from *:
+    """
+    #include <signal.h>
+    #include <pthread.h>
+    /* Between the two no handler runs on this thread, so it cannot leave by siglongjmp. */
+    static inline sigset_t lm_hold_signals(void)
+    {
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        return before;
+    }
+    static inline void lm_let_signals(sigset_t before) { pthread_sigmask(SIG_SETMASK, &before, NULL); }
+    """
+    ctypedef struct sigset_t:
+        pass
+    sigset_t lm_hold_signals() noexcept nogil
+    void lm_let_signals(sigset_t before) noexcept nogil
+
+cdef extern from "native.h" nogil:
+    void *mmap(void *, size_t, int, int, int, long)
+    int munmap(void *, size_t)
+    int madvise(void *, size_t, int)
+    int close(int)
+    int getpid()
+    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE, MADV_DONTFORK, MADV_DONTDUMP, INT_MAX
+    void *MAP_FAILED
+
+cdef enum:
+    RINGS = 256
+    LEVELS_MAX = 4         # of provider processes below one another
+    LOST_MAX = 16          # attempts of one fetch that are not counted
+    RING_MAKING = 3        # Ring.life besides ring.pxd's
+
+    EPOCH_SHIFT = 24
+    STARTING = 1 << 23
+    NUMBER = (1 << 24) - 1
+
+cdef uint64_t SLICE_NS = 50000000
+cdef uint64_t BACKOFF_NS = 20000000
+
+cdef Ring _rings[RINGS]
+memset(_rings, 0, sizeof(_rings))
+cdef uint32_t _for_whom[RINGS]     # whether a dead ring's process was killed for one provider's sake
+cdef uint64_t _blamed[RINGS]       # and whose
+cdef uint32_t _epoch = 0           # forks above this process, modulo 256
+cdef uint32_t _level = 0           # 0: a user's process; else a provider process, so many below it
+cdef uint64_t _around[RING_CHAIN]  # of the request that this process took last, for threads that a provider started
+cdef uint32_t _around_depth = 0
+cdef uint64_t _asks = 0            # moves with every request
+cdef uint32_t _attending = 0       # 1: a thread is looking after rings
+cdef uint32_t _resting = 0         # futex: the attendant sleeps until somebody asks
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Places and rings
+
+cdef uint32_t _held_by(uint32_t word) noexcept nogil:
+    """What a place's word means in this process: 0 EMPTY."""
+    return word & NUMBER if (word >> EPOCH_SHIFT) == _epoch else 0
+
+
+cdef Ring *_make_ring(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, int *error) noexcept nogil:
+    """A ring with a process behind it that has been started. Return: NULL and -errno."""
+    cdef Ring *ring = NULL
+    cdef uint64_t nbytes = RING_BLOCKS_AT + RING_SLOTS * block_nbytes
+    cdef void *memory
+    cdef int i, fd, pid
+    for i in range(RINGS):
+        if _rings[i].life == RING_NONE and lm_cas32(&_rings[i].life, RING_NONE, RING_MAKING):
+            ring = &_rings[i]
+            break
+    if ring == NULL:
+        error[0] = -EAGAIN
+        return NULL
+    fd = lm_sealed_memory(nbytes)
+    memory = MAP_FAILED
+    error[0] = fd
+    if fd >= 0:
+        memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+        error[0] = -errno
+    if memory != MAP_FAILED:
+        madvise(memory, nbytes, MADV_DONTFORK)
+        madvise(memory, nbytes, MADV_DONTDUMP)
+        ring.head = <lm_head *>memory
+        ring.head.layout = RING_LAYOUT
+        ring.head.block_nbytes = block_nbytes
+        ring.head.spin_ns = spin_ns
+        ring.head.server_of = <uint32_t>getpid()
+        ring.head.level = _level + 1
+        ring.nbytes = nbytes
+        ring.block_nbytes = block_nbytes
+        ring.spin_ns = spin_ns
+        ring.busy = 0
+        pid = lm_spawn_process(spawn, fd)
+        error[0] = pid
+        if pid > 0:
+            close(fd)
+            ring.pid = pid
+            ring.pidfd = lm_open_pidfd(pid)
+            _for_whom[i] = 0
+            lm_store32(&ring.life, RING_LIVE)
+            return ring
+        ring.head = NULL
+        munmap(memory, nbytes)
+    if fd >= 0:
+        close(fd)
+    lm_store32(&ring.life, RING_NONE)
+    return NULL
+
+
+cdef int process_start(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, Place *place) noexcept nogil:
+    """Start a process in an empty place, unless somebody else is at it.
+
+    Return: 0 there is one, or will be; -errno. GIL: kept if held. Blocks: for the vfork (about a millisecond).
+    """
+    cdef uint32_t word = lm_load32(place), starting = _epoch << EPOCH_SHIFT | STARTING | lm_gettid()
+    cdef sigset_t before
+    cdef Ring *ring
+    cdef int error = 0
+    if _held_by(word):
+        return 0
+    before = lm_hold_signals()
+    if lm_cas32(place, word, starting):
+        ring = _make_ring(spawn, block_nbytes, spin_ns, &error)
+        word = _epoch << EPOCH_SHIFT
+        if ring != NULL:
+            word |= <uint32_t>(ring - &_rings[0]) + 1
+        lm_store32(place, word)
+        lm_futex_wake(place, INT_MAX)
+        if ring != NULL:
+            error = 0
+        _alert()
+    lm_let_signals(before)
+    return error
+
+
+cdef void _retire(Place *place, Ring *ring, uint64_t blamed) noexcept nogil:
+    """Nobody enters this ring any more; its process is killed. `blamed`: 0, or the id of the provider for whose sake."""
+    cdef uint32_t number = <uint32_t>(ring - &_rings[0]) + 1
+    if lm_cas32(&ring.life, RING_LIVE, RING_MAKING):
+        _blamed[number - 1] = blamed
+        _for_whom[number - 1] = blamed != 0
+        lm_store32(&ring.life, RING_DEAD)
+        lm_kill_process(ring.pidfd, ring.pid)
+    if lm_cas32(place, _epoch << EPOCH_SHIFT | number, _epoch << EPOCH_SHIFT):
+        lm_futex_wake(place, INT_MAX)
+    _alert()
+
+
+cdef void process_end(Place *place) noexcept nogil:
+    """Let the process of a place end by itself. GIL: any. Blocks: no. Thread: nobody asks for it any more."""
+    cdef uint32_t word = lm_load32(place), held = _held_by(word)
+    cdef Ring *ring
+    if held == 0 or held & STARTING or not lm_cas32(place, word, _epoch << EPOCH_SHIFT):
+        return
+    ring = &_rings[held - 1]
+    if lm_cas32(&ring.life, RING_LIVE, RING_MAKING):
+        _for_whom[held - 1] = 0
+        lm_store32(&ring.head.quit, 1)
+        lm_add32(&ring.head.bell, 1)
+        lm_futex_wake_shared(&ring.head.bell, INT_MAX)
+        lm_store32(&ring.life, RING_DEAD)
+    _alert()
+
+
+cdef Ring *_enter(Place *place) noexcept nogil:
+    """Return: NULL when there is none in it."""
+    cdef uint32_t word, held
+    cdef Ring *ring
+    while True:
+        word = lm_load32(place)
+        held = _held_by(word)
+        if held == 0 or held & STARTING:
+            return NULL
+        ring = &_rings[held - 1]
+        lm_add32(&ring.users, 1)
+        if lm_load32(place) == word:
+            return ring
+        lm_sub32(&ring.users, 1)
+
+
+cdef void _leave(Ring *ring) noexcept nogil:
+    lm_sub32(&ring.users, 1)
+
+
+cdef Ring *_pick(Asking *a, uint64_t deadline_ns, Place **where, int *error) noexcept nogil:
+    """Enter the least busy process of the set; start one where all are busy and there is an empty place.
+
+    Return: NULL and -errno.
+    """
+    cdef Place *places
+    cdef Place *best
+    cdef Place *empty
+    cdef Place *coming
+    cdef uint32_t held, load, least
+    cdef uint64_t now_ns
+    cdef Ring *ring
+    cdef uint32_t i
+    while True:
+        places = a.shared
+        if lm_load32(&a.has_own):
+            places = &a.own[0]
+        best = empty = coming = NULL
+        least = 0
+        for i in range(a.processes):
+            held = _held_by(lm_load32(&places[i]))
+            if held == 0:
+                if empty == NULL:
+                    empty = &places[i]
+            elif held & STARTING:
+                coming = &places[i]
+            else:
+                load = lm_load32(&_rings[held - 1].busy)
+                if best == NULL or load < least:
+                    best = &places[i]
+                    least = load
+        if empty != NULL and (best == NULL or least):
+            error[0] = process_start(a.spawn, a.block_nbytes, a.spin_ns, empty)
+            if error[0] == 0:
+                continue
+            if best == NULL and coming == NULL:
+                return NULL
+        if best != NULL:
+            ring = _enter(best)
+            if ring == NULL:
+                continue
+            if ring_is_dead(ring) and lm_load32(&ring.head.ready):
+                _retire(best, ring, 0)
+                _leave(ring)
+                continue
+            where[0] = best
+            return ring
+        held = lm_load32(coming)
+        now_ns = lm_now_ns()
+        if now_ns >= deadline_ns:
+            error[0] = -ETIMEDOUT
+            return NULL
+        if _held_by(held) & STARTING:
+            lm_futex_wait(coming, held, min(SLICE_NS, deadline_ns - now_ns))
+            if lm_thread_is_gone(_held_by(held) & ~<uint32_t>STARTING):
+                lm_cas32(coming, held, _epoch << EPOCH_SHIFT)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# One attempt
+
+cdef void _say(Asking *a, uint64_t offset, const char *text, uint64_t nbytes) noexcept nogil:
+    """Keep what is known of a failure, for whoever raises."""
+    cdef uint64_t sequence = lm_add64(&a.said, 1) + 1
+    cdef Text *t = &a.texts[sequence % TEXTS]
+    lm_store64(&t.sequence, 0)
+    if nbytes > sizeof(t.text) - 1:
+        nbytes = sizeof(t.text) - 1
+    memcpy(t.text, text, nbytes)
+    t.text[nbytes] = 0
+    t.offset = offset
+    lm_store64(&t.sequence, sequence)
+
+
+cdef void _say_text(Asking *a, uint64_t offset, const char *text) noexcept nogil:
+    _say(a, offset, text, strlen(text))
+
+
+cdef void _say_last_words(Asking *a, uint64_t offset, Ring *ring, bint ready) noexcept nogil:
+    if ready:
+        _say_text(a, offset, b"the provider process ended while it was fetching this block (os._exit, a crash, a kill?)")
+    elif ring.head.last_words[0]:
+        ring.head.last_words[RING_TEXT_NBYTES - 1] = 0
+        _say(a, offset, ring.head.last_words, strlen(ring.head.last_words))
+    else:
+        _say_text(a, offset, b"the provider process ended before it was ready: can the interpreter start? "
+                             b"(lazymem.set_executable says which one is used)")
+
+
+cdef enum Outcome:
+    ANSWERED = 0
+    TRY_AGAIN = 1        # it counts
+    GIVE_UP = 2
+    LOST = 3             # it does not count
+
+cdef int _exchange(Asking *a, Place *place, Ring *ring, int slot, uint64_t offset, uint64_t deadline_ns,
+                   int *error) noexcept nogil:
+    """Post the slot's request and wait for its answer. Return: Outcome: ANSWERED, or what its failing to come means."""
+    cdef bint taken = False, ready = lm_load32(&ring.head.ready) != 0
+    cdef uint64_t began_ns = lm_now_ns()
+    cdef uint64_t spin_ns = ring.spin_ns if ready and a.typical_ns < 2 * ring.spin_ns else 0
+    cdef uint32_t number = <uint32_t>(ring - &_rings[0])
+    cdef int waited
+    ring_post(ring, slot)
+    waited = ring_wait(ring, slot, spin_ns, a.timeout_ns, deadline_ns, &taken)
+    if waited == WAITED_DONE:
+        if ready:
+            a.typical_ns = (7 * a.typical_ns + min(lm_now_ns() - began_ns, 4 * ring.spin_ns)) // 8
+        return ANSWERED
+    ready = lm_load32(&ring.head.ready) != 0
+    if waited == WAITED_LATE:
+        error[0] = -ETIMEDOUT
+        if taken:
+            _say_text(a, offset, b"the provider did not return before its timeout; its process was killed")
+            lm_store32(&a.has_own, 1)
+        else:
+            _say_text(a, offset, b"the provider process did not take the request before the timeout" if ready else
+                                 b"the provider process was not ready before the deadline")
+        _retire(place, ring, a.id)
+        return TRY_AGAIN
+    _retire(place, ring, 0)
+    if _for_whom[number] and _blamed[number] != a.id:
+        return LOST
+    if not taken and ready:
+        return LOST
+    _say_last_words(a, offset, ring, ready)
+    error[0] = -EPIPE
+    if taken:
+        lm_store32(&a.has_own, 1)
+    return TRY_AGAIN
+
+
+cdef int _load(Asking *a, Place *place, Ring *ring, int slot, uint64_t offset, uint64_t deadline_ns, int *error) noexcept nogil:
+    """Send the pickle, a piece after the other, through the slot's block. Return: Outcome; the answer is in the slot."""
+    cdef lm_slot *s = slot_at(ring.head, slot)
+    cdef uint64_t done = 0
+    cdef int outcome
+    s.ask = ASK_LOAD
+    s.total = a.pickle_nbytes
+    while True:
+        s.offset = done
+        s.nbytes = min(ring.block_nbytes, a.pickle_nbytes - done)
+        memcpy(block_at(ring.head, ring.block_nbytes, slot), a.pickle + done, s.nbytes)
+        done += s.nbytes
+        outcome = _exchange(a, place, ring, slot, offset, deadline_ns, error)
+        if outcome != ANSWERED or s.answer != ANSWER_FILLED or done == a.pickle_nbytes:
+            return outcome
+
+
+cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, uint32_t depth, uint64_t offset, uint64_t nbytes,
+                  uint64_t deadline_ns, int *slot, int *error) noexcept nogil:
+    """Ask one process once. Return: Outcome; with ANSWERED the bytes lie in the block of `slot`, which is kept."""
+    cdef lm_slot *s
+    cdef uint32_t answer, i
+    cdef uint32_t tid = lm_gettid() if thread_self() == NULL else thread_self().tid
+    cdef uint64_t said
+    cdef int outcome, turn
+    while True:
+        slot[0] = ring_claim(ring, tid)
+        if slot[0] >= 0:
+            break
+        if not ring_wait_for_slot(ring, deadline_ns):
+            # Threads that left by siglongjmp may hold slots for ever: a new process has a new ring.
+            _say_text(a, offset, b"all 64 places of the provider process were taken until the deadline")
+            _retire(place, ring, 0)
+            error[0] = -ETIMEDOUT
+            return GIVE_UP
+        if ring_is_dead(ring):
+            _retire(place, ring, 0)
+            return LOST
+    s = slot_at(ring.head, slot[0])
+    s.provider = a.id
+    s.depth = depth
+    for i in range(depth):
+        s.chain[i] = chain[i]
+    outcome = GIVE_UP
+    error[0] = -EPROTO
+    for turn in range(3):
+        s.ask = ASK_FETCH
+        s.offset = offset
+        s.nbytes = nbytes
+        outcome = _exchange(a, place, ring, slot[0], offset, deadline_ns, error)
+        if outcome != ANSWERED:
+            return outcome  # the ring is dead, and the slot with it
+        answer = s.answer
+        if answer == ANSWER_UNKNOWN:
+            outcome = _load(a, place, ring, slot[0], offset, deadline_ns, error)
+            if outcome != ANSWERED:
+                return outcome
+            answer = s.answer
+            if answer == ANSWER_FILLED:
+                continue
+        if answer == ANSWER_FILLED:
+            return ANSWERED
+        said = s.text_nbytes
+        _say(a, offset, s.text, min(said, <uint64_t>RING_TEXT_NBYTES))
+        error[0] = -EDEADLK if answer == ANSWER_CYCLE else -EREMOTEIO
+        outcome = TRY_AGAIN if answer == ANSWER_AGAIN else GIVE_UP
+        if answer == ANSWER_KEPT:
+            _retire(place, ring, a.id)
+        break
+    ring_release(ring, slot[0])
+    return outcome
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# A fetch
+
+cdef int _chain_of(Asking *a, uint64_t *chain) noexcept nogil:
+    """Which arrays wait for this fetch, itself last. Return: how many; -EDEADLK it waits for itself; -ELOOP too many."""
+    cdef Thread *me = thread_self()
+    cdef const uint64_t *around = _around
+    cdef uint32_t depth = 0, i
+    if me != NULL and me.around_depth:
+        around = me.around
+        depth = me.around_depth
+    elif _level:
+        depth = lm_load32(&_around_depth)
+    for i in range(depth):
+        if around[i] == a.identity:
+            return -EDEADLK
+        chain[i] = around[i]
+    if depth >= <uint32_t>RING_CHAIN or _level >= LEVELS_MAX:
+        return -ELOOP
+    chain[depth] = a.identity
+    return <int>depth + 1
+
+
+cdef uint64_t _jitter(uint64_t pause_ns) noexcept nogil:
+    """Half to one and a half of it: those that failed together do not come back together."""
+    cdef uint64_t dice = lm_now_ns() * <uint64_t>6364136223846793005ULL + <uint64_t>lm_gettid() * <uint64_t>1442695040888963407ULL
+    return pause_ns // 2 + (dice >> 33) % (pause_ns + 1)
+
+
+cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes, uint64_t *loan) noexcept nogil:
+    """Source.borrow of a provider: its bytes, where they lie in a ring, until `asking_give_back`.
+
+    Return: 0; -ETIMEDOUT; -EPIPE its process died; -EREMOTEIO it raised, or answered wrongly; -EDEADLK; -ELOOP; -errno of starting
+    a process. GIL: kept if held; not needed. Blocks: until the deadline at most. Thread: any, in a signal handler too.
+    """
+    cdef Asking *a = <Asking *>ctx
+    cdef uint64_t deadline_ns = lm_now_ns() + a.deadline_ns, pause_ns = BACKOFF_NS, now_ns
+    cdef uint64_t chain[RING_CHAIN]
+    cdef int depth = _chain_of(a, chain), outcome, error = 0, slot = 0
+    cdef uint32_t failed = 0, lost = 0
+    cdef Place *place = NULL
+    cdef Ring *ring
+    if depth < 0:
+        return depth
+    while True:
+        lm_count(&_asks, 1)
+        if lm_load32(&_resting):
+            _alert()
+        ring = _pick(a, deadline_ns, &place, &error)
+        outcome = TRY_AGAIN
+        if ring != NULL:
+            lm_count(&a.attempts, 1)
+            outcome = _attempt(a, place, ring, chain, <uint32_t>depth, offset, nbytes, deadline_ns, &slot, &error)
+            if outcome == ANSWERED:
+                bytes[0] = block_at(ring.head, ring.block_nbytes, slot)
+                loan[0] = <uint64_t>(ring - &_rings[0]) << 8 | <uint64_t>slot
+                return 0
+            _leave(ring)
+        if outcome == LOST:
+            lm_count(&a.lost, 1)
+            lost += 1
+            if lost <= LOST_MAX and lm_now_ns() < deadline_ns:
+                continue
+            error = -EPIPE
+        failed += 1
+        now_ns = lm_now_ns()
+        pause_ns = _jitter(BACKOFF_NS << min(failed - 1, <uint32_t>8))
+        if outcome == GIVE_UP or failed > a.retries or now_ns + pause_ns >= deadline_ns:
+            return error
+        lm_sleep_ns(pause_ns)
+
+
+cdef void asking_give_back(void *ctx, uint64_t loan) noexcept nogil:
+    """Source.give_back. GIL: never. Blocks: no. Thread: the borrower."""
+    cdef Ring *ring = &_rings[loan >> 8]
+    ring_release(ring, <int>(loan & 255))
+    _leave(ring)
+
+
+cdef void provider_forget(Asking *a) noexcept nogil:
+    """Tell the processes that may have loaded it that it is not needed any more. GIL: any. Blocks: no."""
+    cdef Ring *ring
+    cdef lm_slot *s
+    cdef uint32_t i
+    cdef int slot
+    for i in range(a.processes):
+        process_end(&a.own[i])
+    for i in range(a.processes):
+        ring = _enter(&a.shared[i])
+        if ring == NULL:
+            continue
+        if not ring_is_dead(ring):
+            slot = ring_claim(ring, 0)
+            if slot >= 0:
+                s = slot_at(ring.head, slot)
+                s.provider = a.id
+                s.ask = ASK_FORGET
+                ring_post(ring, slot)
+                lm_sub32(&ring.busy, 1)  # nobody waits for it: the process frees the slot
+        _leave(ring)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Looking after rings
+
+cdef void _alert() noexcept nogil:
+    lm_count(&_asks, 1)
+    if lm_load32(&_resting) and lm_cas32(&_resting, 1, 0):
+        lm_futex_wake(&_resting, 1)
+
+
+cdef uint64_t _read_output(lm_output *o, char *text) noexcept nogil:
+    """Move what a process printed out of its ring. Return: bytes, at most RING_OUTPUT_NBYTES."""
+    cdef uint64_t written = lm_load64(&o.written), n = written - o.read, at = o.read % RING_OUTPUT_NBYTES, first
+    if n > RING_OUTPUT_NBYTES:
+        n = 0  # no honest process wrote that
+    first = min(n, RING_OUTPUT_NBYTES - at)
+    memcpy(text, &o.bytes[0] + at, first)
+    memcpy(text + first, &o.bytes[0], n - first)
+    lm_store64(&o.read, written)
+    return n
+
+
+cdef bint _attend_some(uint64_t *said, char *text, uint32_t *stream) noexcept nogil:
+    """`rings_attend`, on one thread at a time."""
+    cdef Ring *ring
+    cdef int i, k
+    for i in range(RINGS):
+        ring = &_rings[i]
+        if ring.life != RING_LIVE and ring.life != RING_DEAD:
+            continue
+        if ring.head != NULL:
+            for k in range(2):
+                if _unread(&ring.head.output[k]):
+                    said[0] = _read_output(&ring.head.output[k], text)
+                    stream[0] = k
+                    return True
+        if lm_load32(&ring.life) == RING_DEAD:
+            if ring.pid and lm_reap(ring.pid):
+                lm_close_pidfd(ring.pidfd, -1)
+                ring.pid = 0
+            if ring.pid == 0 and lm_load32(&ring.users) == 0:
+                munmap(ring.head, ring.nbytes)
+                ring.head = NULL
+                lm_store32(&ring.life, RING_NONE)
+    said[0] = 0
+    return False
+
+
+cdef bint rings_attend(uint64_t *said, char *text, uint32_t *stream) noexcept nogil:
+    """Read what some process printed, and clear away what is dead.
+
+    Units: `text` has room for RING_OUTPUT_NBYTES; `said` of them were filled, for stream 0 (standard output) or 1.
+    Return: False when there is nothing to do now. GIL: not needed. Blocks: no. Thread: any; while one is at it, others have nothing
+    to do.
+    """
+    cdef bint found
+    if not lm_cas32(&_attending, 0, 1):
+        return False
+    found = _attend_some(said, text, stream)
+    lm_store32(&_attending, 0)
+    return found
+
+
+cdef void rings_rest() noexcept nogil:
+    """Sleep for a moment, or, when nobody has asked for a second and nothing is dead, until somebody does. GIL: must not be held."""
+    cdef uint64_t seen = lm_load64(&_asks), waited_ns = 0
+    cdef int i
+    while waited_ns < 1000000000:
+        lm_sleep_ns(20000000)
+        waited_ns += 20000000
+        for i in range(RINGS):
+            if _rings[i].life == RING_DEAD and (_rings[i].pid or _rings[i].users == 0):
+                return
+            if _rings[i].life == RING_LIVE and (_unread(&_rings[i].head.output[0]) or _unread(&_rings[i].head.output[1])):
+                return
+        if lm_load64(&_asks) != seen:
+            return
+    lm_store32(&_resting, 1)
+    if lm_load64(&_asks) == seen:
+        lm_futex_wait(&_resting, 1, 3600000000000)
+    lm_store32(&_resting, 0)
+
+
+cdef bint _unread(lm_output *o) noexcept nogil:
+    return lm_load64(&o.written) != o.read
+
+
+cdef int rings_count(int *pids, int most) noexcept nogil:
+    """Return: how many processes there are, their numbers in `pids`. GIL: any. Blocks: no."""
+    cdef int i, n = 0
+    for i in range(RINGS):
+        if lm_load32(&_rings[i].life) == RING_LIVE and n < most:
+            pids[n] = _rings[i].pid
+            n += 1
+    return n
+
+
+cdef void rings_forget() noexcept nogil:
+    """In a forked child: rings and processes are the parent's. GIL: any. Blocks: no."""
+    global _epoch, _resting, _attending
+    cdef int i
+    _epoch = (_epoch + 1) & 255
+    _resting = 0
+    _attending = 0
+    for i in range(RINGS):
+        if _rings[i].life != RING_NONE:
+            lm_close_pidfd(_rings[i].pidfd, _rings[i].pid)
+    memset(_rings, 0, sizeof(_rings))
+
+
+cdef void process_serves(uint32_t level) noexcept nogil:
+    """This process is a provider process. GIL: any."""
+    global _level
+    _level = level
+
+
+cdef void process_serving(const uint64_t *chain, uint32_t depth) noexcept nogil:
+    """It has taken a request that so many arrays wait for. GIL: any."""
+    global _around_depth
+    memcpy(_around, chain, depth * sizeof(uint64_t))
+    lm_store32(&_around_depth, depth)
+
+
+cdef bint process_is_provider() noexcept nogil:
+    """GIL: any."""
+    return _level != 0

@@ -1,0 +1,1 @@
+cdef void serve_forget() noexcept nogil

@@ -1,0 +1,90 @@
+"""How is an array laid over a source? What every constructor does, whatever its bytes come from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, cast
+
+import numpy as np
+
+import lazymem.core.fork  # noqa: F401  what a forked child finds
+from lazymem import system
+from lazymem.core import inline, threads, uffd
+from lazymem.core import lazyarray as core
+from lazymem.core.memory import set_memory_limit
+from lazymem.core.source import NativeSource
+from lazymem.handle import ProviderRecipe, Recipe, Region
+from lazymem.lazyarray import LazyArray
+from lazymem.options import Options
+from lazymem.sigowner import own_sigbus
+
+_limit_nbytes = 0
+
+
+def _first_array() -> None:
+    """What a process needs once, and `import lazymem` must not do."""
+    global _limit_nbytes
+    if "logging" in sys.modules:
+        from lazymem import log
+
+        log.quieten()
+    if not _limit_nbytes:
+        _limit_nbytes = int(system.memory_nbytes() * system.SHARE)
+        set_memory_limit(_limit_nbytes)
+        core.largest_export_nbytes = _limit_nbytes // 4
+
+
+def kernel_faults_allowed() -> bool:
+    """May this process take the faults of system calls? (root, /dev/userfaultfd, vm.unprivileged_userfaultfd)"""
+    return any(error == 0 for _, error, _ in uffd.probe()[:2])
+
+
+def _descriptor(options: Options) -> tuple[int, int, bool]:
+    """The userfaultfd for an array, its delivery's number, and whether system calls wait for its pages."""
+    delivery = options.delivery
+    if delivery == "auto":
+        delivery = "threads" if kernel_faults_allowed() else "inline"
+    try:
+        fd, privilege = threads.descriptor(options.threads) if delivery == "threads" else inline.descriptor()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"userfaultfd is not to be had here ({os.strerror(error.errno or 0)}); "
+            "`python -m lazymem doctor` says what would allow it",
+        ) from error
+    if delivery == "inline" and inline.blocks_sigbus():
+        raise RuntimeError(
+            "delivery='inline' on a thread that blocks SIGBUS: a touch here would end the process. "
+            "Unblock it (signal.pthread_sigmask), or use delivery='threads'"
+        )
+    kernel_faults = delivery == "threads" and privilege == 2
+    if kernel_faults:
+        core.kernel_fault_fds.add(fd)
+    return fd, (0 if delivery == "threads" else 1), kernel_faults
+
+
+def make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | ProviderRecipe | str) -> Region:
+    fd, delivery, kernel_faults = _descriptor(options)
+    own_sigbus()
+    _first_array()
+    region = Region(
+        source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries
+    )
+    region.mode = mode
+    region.kernel_faults = kernel_faults
+    region.threads = options.threads
+    region.recipe = recipe
+    region.filename = None
+    region.offset = 0
+    return region
+
+
+def make_array(region: Region, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, offset: int = 0) -> LazyArray:
+    """Lay an array over a region. The root is a plain array of all its bytes, the base of every other."""
+    root: np.ndarray[Any, Any] = np.ndarray((region.nbytes,), "u1", cast(Any, region))
+    array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, cast(Any, order))
+    region.remember(root, array)
+    del root
+    region.calibrate()
+    return array

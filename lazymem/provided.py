@@ -1,0 +1,88 @@
+"""How is an array laid over a Python provider?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lazymem.core.provider import ProviderSource
+from lazymem.formats.layout import dtype_of, offset_of, order_of, shape_of
+from lazymem.handle import ProviderRecipe, Region
+from lazymem.lazyarray import LazyArray
+from lazymem.making import make_array, make_region
+from lazymem.options import Options, mode_of, read_options
+from lazymem.providers.base import check_provider
+from lazymem.providers.pickled import identity_of, pickle_provider
+from lazymem.providers.processes import setting_for
+
+BLOCK_NBYTES = 256 << 10
+
+
+def lay_over(
+    provider: Any,
+    shape: Any,
+    dtype: Any,
+    *,
+    name: str,
+    mode: str = "r",
+    offset: Any = 0,
+    order: str = "C",
+    options: dict[str, Any],
+) -> LazyArray:
+    """Lay an array over a Python provider.
+
+    Parameters
+    ----------
+    provider : object
+        What resembles `lazymem.providers.Provider`.
+    shape, dtype, offset, order, mode
+        As `lazymem.from_provider` takes them.
+    name : str
+        For messages.
+    options : dict
+        As the constructor was given them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No provider, one that cannot be pickled, or bad arguments.
+
+    Notes
+    -----
+    Blocks: to pickle it; some ms where a process is to be started. GIL: kept.
+    """
+    traits = check_provider(provider)
+    read = read_options(options, traits.block_nbytes or BLOCK_NBYTES)
+    mode = mode_of(mode)
+    kind = dtype_of(dtype)
+    start = offset_of(offset, traits.nbytes, name)
+    lengths = shape_of(shape, kind, traits.nbytes - start, name)
+    layout = order_of(order)
+    pickled = pickle_provider(provider)
+    processes = min(read.processes, traits.processes_max or read.processes)
+    recipe = ProviderRecipe(
+        pickled, traits.nbytes, identity_of(pickled, traits.nbytes), name, mode, options, processes, read.block_nbytes
+    )
+    region = _make(recipe, read)
+    region.alive = provider  # what it has on this side (a folder, a spool) lives as long
+    return make_array(region, kind, lengths, layout, start)
+
+
+def _make(recipe: ProviderRecipe, options: Options) -> Region:
+    options = options._replace(block_nbytes=recipe.block_nbytes)
+    deadline_ns = 2 * options.timeout_ns
+    setting = setting_for(options.block_nbytes, recipe.processes)
+    source = ProviderSource(
+        setting, recipe.pickled, recipe.nbytes, recipe.identity, recipe.processes, options.timeout_ns, deadline_ns,
+        options.retries,
+    )  # fmt: skip
+    # Another thread's fetch of a block may take as long as all its attempts may.
+    return make_region(source, recipe.mode, options._replace(timeout_ns=deadline_ns), recipe.name, recipe)
+
+
+def open_provider(recipe: ProviderRecipe) -> np.ndarray[Any, Any]:
+    """Make what a pickled recipe names: the root of a new region, uint8, (nbytes,); for recipes.py."""
+    options = read_options(recipe.options, recipe.block_nbytes)
+    region = _make(recipe, options)
+    return make_array(region, np.dtype("u1"), (recipe.nbytes,), "C")
