@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from numpy.lib import format as npy
@@ -15,6 +16,7 @@ SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
 # A header is some hundred bytes; a structured dtype of ten thousand fields is still below this.
 _HEADER_MAX_NBYTES = 1 << 20
+_HEADER_NBYTES = 64 << 10  # what is read at first: nearly all are shorter
 _READERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -36,7 +38,28 @@ def read_layout(fd: int, file_nbytes: int, name: str) -> Layout:
     TypeError
         Its elements are Python objects.
     """
-    head = io.BytesIO(os.pread(fd, _HEADER_MAX_NBYTES, 0))
+    return read_layout_from(lambda offset, nbytes: os.pread(fd, nbytes, offset), file_nbytes, name)
+
+
+def read_layout_from(read: Callable[[int, int], bytes], file_nbytes: int, name: str) -> Layout:
+    """Read the header of what is no local file.
+
+    Parameters
+    ----------
+    read : callable
+        `read(offset, nbytes)` gives bytes, fewer at the end. Asked once for 64 KiB, and once more if the header is longer.
+    file_nbytes : int, bytes
+    name : str
+        For errors.
+
+    Raises
+    ------
+    As `read_layout`; and what `read` raises.
+    """
+    first = read(0, _HEADER_NBYTES)
+    if len(first) == _HEADER_NBYTES and _header_end(first) > _HEADER_NBYTES:
+        first = read(0, _HEADER_MAX_NBYTES)
+    head = io.BytesIO(first)
     try:
         version = npy.read_magic(head)
         if version == (3, 0):
@@ -62,3 +85,10 @@ def read_layout(fd: int, file_nbytes: int, name: str) -> Layout:
             f"but {max(0, file_nbytes - layout.start)} follow it: the file was cut short"
         )
     return layout
+
+
+def _header_end(head: bytes) -> int:
+    """Where a header says that it ends, bytes; what is none ends anywhere."""
+    if head[len(MAGIC)] == 1:
+        return 10 + int.from_bytes(head[8:10], "little")
+    return 12 + int.from_bytes(head[8:12], "little")
