@@ -1,0 +1,168 @@
+"""What must an object be to give the bytes of an array? The protocol of a provider."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+from lazymem.options import BLOCK_MAX_NBYTES
+
+
+class Provider:
+    """The protocol. Inherit from it, or only resemble it: nothing asks for the class.
+
+    A provider is pickled once, when its array is made, and run in other processes from that copy: what it changes of itself
+    stays there, what it holds must be picklable, and what belongs to a process (connections, locks, open files) is made in
+    `open`. Whoever touches the array may hold the GIL of the user's process; the provider has one of its own.
+
+    Attributes
+    ----------
+    nbytes : int, bytes
+        How long the array's memory is, 0 to 2**63 - 1; read once, when the array is made. It has no default.
+    block_nbytes : int, bytes, or None
+        The block that suits it best, rounded up to whole pages; None leaves the choice to lazymem. The user's own
+        `block_nbytes=` comes first.
+    concurrent : bool
+        False: `read_into` is called by one thread of a process at a time.
+    processes_max : int or None
+        In how many processes it may run at once; None: in as many as the user asks for.
+
+    Examples
+    --------
+    >>> class Squares(Provider):
+    ...     nbytes = 8 * 10**9
+    ...     def read_into(self, buffer, offset):
+    ...         out = np.frombuffer(buffer, "i8")
+    ...         out[:] = np.arange(offset // 8, offset // 8 + out.size) ** 2
+    """
+
+    nbytes: int
+    block_nbytes: int | None = None
+    concurrent: bool = True
+    processes_max: int | None = None
+
+    def open(self) -> None:
+        """Make what belongs to a process. Called once in each, before anything is read; what it raises fails the read."""
+
+    def close(self) -> None:
+        """Let go of what `open` made. Called when a process is done with the provider; not when it is killed or dies."""
+
+    def stamp(self) -> Any:
+        """What tells one state of the bytes from another: picklable, compared by `==`. None: nothing does."""
+        return None
+
+    def read_into(self, buffer: memoryview, offset: int) -> int | None:
+        """Write the bytes from `offset` on.
+
+        Parameters
+        ----------
+        buffer : memoryview
+            Writable, 1-D, of format "B", beginning on a page. All of it must be written: what it holds before is of no
+            meaning. It is released on return, and keeping it (or an array over it) is an error.
+        offset : int, bytes
+            `offset + len(buffer)` is `nbytes` at most: the last block is short.
+
+        Returns
+        -------
+        int or None
+            How many bytes were written. Any count but `len(buffer)` is a failed fetch; None says that all were.
+
+        Raises
+        ------
+        OSError
+            The fetch is tried again, as often as the array's `retries` say.
+        Exception
+            Any other fails the block at once. Its traceback is shown to whoever asked for the block.
+
+        Notes
+        -----
+        Called from several threads at once, unless `concurrent` is False. Blocks: as long as it likes, up to the array's
+        `timeout`; then its process is killed and another one is asked.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__}.read_into")
+
+
+class Traits(NamedTuple):
+    """What a provider says of itself, checked: the attributes of `Provider` that are no methods."""
+
+    nbytes: int
+    block_nbytes: int | None
+    concurrent: bool
+    processes_max: int | None
+
+
+def check_provider(provider: Any) -> Traits:
+    """Check that an object resembles a provider.
+
+    Returns
+    -------
+    Traits
+
+    Raises
+    ------
+    TypeError
+        A class instead of an instance; something missing, or of the wrong type. What and how is said.
+    ValueError
+        A number out of range.
+
+    Notes
+    -----
+    Blocks: no more than the object's own properties do. GIL: kept.
+    """
+    name = type(provider).__qualname__
+    if isinstance(provider, type):
+        raise TypeError(f"{provider.__qualname__} is a class: give an instance, {provider.__qualname__}(...)")
+    read_into = getattr(provider, "read_into", None)
+    if read_into is None or getattr(read_into, "__func__", None) is Provider.read_into:
+        raise TypeError(f"{name} is no provider: it has no read_into(buffer, offset)")
+    if not callable(read_into):
+        raise TypeError(f"{name}.read_into is a {type(read_into).__qualname__}: make it a method, read_into(buffer, offset)")
+    check_call(read_into, ("buffer", "offset"), f"{name}.read_into")
+    for method in ("open", "close", "stamp", "write_from"):
+        made = getattr(provider, method, None)
+        if made is not None and not callable(made):
+            raise TypeError(f"{name}.{method} is a {type(made).__qualname__}: make it a method, or leave it out")
+    if not hasattr(provider, "nbytes"):
+        raise TypeError(f"{name} has no nbytes: set it to the number of bytes that it knows")
+    nbytes = _integer(provider.nbytes, f"{name}.nbytes", 0, (1 << 63) - 1)
+    block_nbytes = getattr(provider, "block_nbytes", None)
+    if block_nbytes is not None:
+        block_nbytes = _integer(block_nbytes, f"{name}.block_nbytes", 1, BLOCK_MAX_NBYTES)
+    concurrent = getattr(provider, "concurrent", True)
+    if not isinstance(concurrent, bool):
+        raise TypeError(f"{name}.concurrent is {concurrent!r}: True or False")
+    processes_max = getattr(provider, "processes_max", None)
+    if processes_max is not None:
+        processes_max = _integer(processes_max, f"{name}.processes_max", 1, 1 << 30)
+    return Traits(nbytes, block_nbytes, concurrent, processes_max)
+
+
+def _integer(value: Any, what: str, least: int, most: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        how = ": it is a method; make it an attribute or a property" if callable(value) else ""
+        raise TypeError(f"{what} is {value!r}, not an int{how}")
+    number = int(value.__index__())
+    if not least <= number <= most:
+        raise ValueError(f"{what} is {number}: it must be {least} to {most}")
+    return number
+
+
+def check_call(function: Any, arguments: tuple[str, ...], what: str) -> None:
+    """Check that a function can be called with so many arguments, as far as it says what it takes.
+
+    Raises
+    ------
+    TypeError
+        It cannot be called so, or what it gives would have to be awaited.
+    """
+    call = f"{what}({', '.join(arguments)})"
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{call} is async: it is called by plain threads, which await nothing; use asyncio.run inside")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # many a function in C does not say
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{what}{signature} cannot be called as {call}: {error}") from None
