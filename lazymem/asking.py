@@ -5,7 +5,6 @@ By address: views, plain arrays, torch tensors and buffers are found as surely a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -133,9 +132,8 @@ def populate(x: Any) -> None:
     Blocks: until all of x is in memory. GIL: released meanwhile. Several threads fetch a long run together.
     """
     owner, parts = _parts(x)
-    helpers = min(owner.threads, len(os.sched_getaffinity(0))) - 1
     for start, stop in parts:
-        owner.populate(start, stop, helpers if stop - start > 4 * owner.block_nbytes else 0)
+        owner.populate(start, stop)
 
 
 def prefetch(x: Any) -> bool:

@@ -99,7 +99,6 @@ class Region(Memory):
     filename: str | None
     offset: int
     recipe: Recipe | ProviderRecipe | str
-    threads: int
     alive: Any
     _root: weakref.ref[np.ndarray[Any, Any]] | None
     _array: weakref.ref[LazyArray] | None

@@ -28,6 +28,10 @@ _ON_PLAIN = (
     "partition", "prod", "ptp", "put", "repeat", "round", "searchsorted", "setfield", "sort", "std", "sum", "take", "tobytes",
     "tolist", "tostring", "trace", "var", "__complex__", "__contains__", "__copy__", "__deepcopy__", "__format__",
 )  # fmt: skip
+# Of them, those that need not read all of the array.
+_ON_PART = frozenset((
+    "all", "any", "choose", "compress", "fill", "item", "itemset", "put", "searchsorted", "setfield", "take", "trace",
+))  # fmt: skip
 _REAL: Any = np.ndarray.__dict__["real"]
 _IMAG: Any = np.ndarray.__dict__["imag"]
 _ON_VIEW = ("diagonal", "ravel", "reshape", "squeeze")
@@ -188,6 +192,8 @@ def _write_all(file: Any, piece: np.ndarray[Any, Any]) -> None:
 
 def _forward(run: Callable[..., Any], name: str) -> Callable[..., Any]:
     method = getattr(np.ndarray, name)
+    if run is core.run_plain and name not in _ON_PART:
+        run = functools.partial(run, reads_all=True)
 
     @functools.wraps(method)
     def forwarded(self: LazyArray, *args: Any, **kwargs: Any) -> Any:

@@ -73,7 +73,9 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
     )
     region.mode = mode
     region.kernel_faults = kernel_faults
-    region.threads = options.threads
+    # Those that wait for another process need no core of their own.
+    at_once = options.threads if source.kind == "provider" else min(options.threads, len(os.sched_getaffinity(0)))
+    region.helpers = at_once - 1
     region.recipe = recipe
     region.filename = None
     region.offset = 0

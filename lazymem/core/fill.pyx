@@ -232,7 +232,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             return 0
         if lm_load32(&r.status) != LIVE:
             return -ESHUTDOWN
-        if state == FAILED and waited:
+        if state == FAILED and waited and (seen >> DETAIL_SHIFT) != EINTR:  # its fetch was called off, not ours
             return -<int>(seen >> DETAIL_SHIFT)
         if state == MISSING or state == FAILED:
             error = _own_source_runs(r, me)
@@ -261,6 +261,8 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             deadline_ns = lm_now_ns() + r.timeout_ns
         waited = True
         error = table_wait(word, seen, deadline_ns)
+        if error == 0 and me != NULL and me.interrupted != NULL and me.interrupted():
+            error = -EINTR
         if error:
             return error
 

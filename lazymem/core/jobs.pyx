@@ -15,6 +15,7 @@ from lazymem.core.fill cimport region_need
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region
 from lazymem.core.table cimport DIRTY, RESIDENT, STATE
+from lazymem.core.thread cimport Thread, thread_self
 
 
 cdef extern from *:
@@ -206,11 +207,12 @@ cdef bint job_post(Region *r, uint64_t first, uint64_t last) noexcept nogil:
 cdef int job_run(Region *r, uint64_t first, uint64_t last, uint32_t helpers, uint64_t *failed_block) noexcept nogil:
     """Fetch blocks [first, last) now, on this thread and up to so many helpers.
 
-    Return: 0; -errno of a block that failed, the first such as far as is known, its number in `failed_block`.
+    Return: 0; -errno of a block that failed, the first such as far as is known, its number in `failed_block`; -EINTR it was called off.
     GIL: any. Blocks: until all are there or one has failed. Thread: one that has entered the region.
     """
     cdef Job alone
     cdef Job *job = _post(r, first, last, helpers, False, False) if helpers and last - first > 1 else NULL
+    cdef Thread *me = thread_self()
     cdef int error
     if job == NULL:
         memset(&alone, 0, sizeof(Job))
@@ -225,9 +227,16 @@ cdef int job_run(Region *r, uint64_t first, uint64_t last, uint32_t helpers, uin
     job.helpers = 0  # nobody joins any more
     lm_jobs_exit()
     while lm_load32(&job.at_work):
+        if job.error == -EINTR or (me != NULL and me.interrupted != NULL and me.interrupted()):
+            break
         lm_sleep_ns(20000)
     lm_jobs_enter()
     error = job.error
+    if lm_load32(&job.at_work):
+        job.posted = True  # called off: the last helper to come back from its block removes it
+        lm_store64(&job.next, job.end)
+        lm_jobs_exit()
+        return -EINTR
     failed_block[0] = job.failed_block
     job.used = False
     lm_sub32(&r.users, 1)

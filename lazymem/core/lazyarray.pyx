@@ -7,6 +7,8 @@ cost of a slice.
     operations   run between begin and end (failure.pyx), so that a touch that fails in one becomes its PageError
     copies       come back as plain ndarrays: operands are handed on as plain views
     getbuffer    fetches and holds what a system call may be given, where those cannot wait for pages
+    slow sources (a provider's process) are asked before the operation, with the GIL given up: other threads run meanwhile, several blocks
+                 are under way at once, and Ctrl-C is heard. An optimisation: what is not fetched ahead, the operation touches
     finalize, dealloc   count the instances, for close()
 """
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND
@@ -183,6 +185,61 @@ cdef tuple _bounds(object x):
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
+# Fetching ahead
+
+cdef inline bint _is_slow(Region *r) noexcept:
+    """Do its blocks come from another process?"""
+    return r != NULL and r.source.borrow != NULL and lm_load32(&r.status) == LIVE
+
+
+cdef int _ask_for(object x) except -1:
+    """Fetch what an operation that reads all of `x` is about to touch, if that is slow. Raises PageError."""
+    cdef uint64_t low, high
+    cdef Region *r
+    cdef Memory owner
+    if not _is_lazy(x):
+        return 0
+    r = _region(x)
+    if not _is_slow(r):
+        return 0
+    low, high = _bounds(x)
+    # All of a range of which it reads less than half is none of its business.
+    if high > low and high - low <= 2 * <uint64_t>x.nbytes and high - low <= <uint64_t>largest_export_nbytes:
+        owner = memory_of(r)
+        owner.need(low - r.base, high - r.base)
+    return 0
+
+
+cdef int _ask_for_item(object self, object key) except -1:
+    """The same for `self[key]` where that is one element."""
+    cdef lm_array *a = <lm_array *>self
+    cdef Region *r = _region(self)
+    cdef Py_ssize_t i, n
+    cdef uint64_t addr = <uint64_t>a.data
+    cdef Memory owner
+    if not _is_slow(r):
+        return 0
+    if type(key) is not tuple:
+        key = (key,)
+    n = len(key)
+    if n != a.nd:
+        return 0
+    for i in range(n):
+        part = key[i]
+        if not isinstance(part, (int, np.integer)) or isinstance(part, bool):
+            return 0
+        place = int(part)
+        if place < 0:
+            place += a.dimensions[i]
+        if not 0 <= place < a.dimensions[i]:
+            return 0
+        addr += <uint64_t>(<Py_ssize_t>place * a.strides[i])
+    owner = memory_of(r)
+    owner.need(addr - r.base, addr - r.base + <uint64_t>self.itemsize)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
 # Life
 
 cdef int _finalize(PyObject *made, PyObject *parent) noexcept:
@@ -249,6 +306,8 @@ cdef object _subscript(object self, object key):
     cdef uint64_t sequence
     if r == NULL:
         return _settled(_nd_subscript(self, key))
+    if r.source.borrow != NULL:
+        _ask_for_item(self, key)
     begin(&sequence)
     try:
         if lm_load32(&r.status) != LIVE:
@@ -272,6 +331,8 @@ cdef int _assign(PyObject *self, PyObject *key, PyObject *value) except -1:
 
 cdef object _item(object self, Py_ssize_t i):
     cdef uint64_t sequence
+    if _is_slow(_region(self)):
+        _ask_for_item(self, i)
     begin(&sequence)
     try:
         _alive(_region(self))
@@ -282,6 +343,7 @@ cdef object _item(object self, Py_ssize_t i):
 
 cdef int _bool(object self) except -1:
     cdef uint64_t sequence
+    _ask_for(self)
     begin(&sequence)
     try:
         _alive(_region(self))
@@ -292,6 +354,7 @@ cdef int _bool(object self) except -1:
 
 cdef object _convert(object self, unary_t how):
     cdef uint64_t sequence
+    _ask_for(self)
     begin(&sequence)
     try:
         _alive(_region(self))
@@ -311,6 +374,8 @@ cdef object _index(object self): return _convert(self, _nd_index)
 cdef object _binary(object a, object b, binary_t how):
     cdef uint64_t sequence
     cdef object x = _plain(a), y = _plain(b)
+    _ask_for(a)
+    _ask_for(b)
     begin(&sequence)
     try:
         return how(x, y)
@@ -321,6 +386,7 @@ cdef object _binary(object a, object b, binary_t how):
 cdef object _unary(object a, unary_t how):
     cdef uint64_t sequence
     cdef object x = _plain(a)
+    _ask_for(a)
     begin(&sequence)
     try:
         return how(x)
@@ -350,6 +416,8 @@ cdef object _invert(object a): return _unary(a, PyNumber_Invert)
 cdef object _power(object a, object b, object c):
     cdef uint64_t sequence
     cdef object x = _plain(a), y = _plain(b)
+    _ask_for(a)
+    _ask_for(b)
     begin(&sequence)
     try:
         return PyNumber_Power(x, y, c)
@@ -360,6 +428,8 @@ cdef object _power(object a, object b, object c):
 cdef object _richcompare(object a, object b, int how):
     cdef uint64_t sequence
     cdef object x = _plain(a), y = _plain(b)
+    _ask_for(a)
+    _ask_for(b)
     begin(&sequence)
     try:
         return PyObject_RichCompare(x, y, how)
@@ -380,6 +450,9 @@ def _array_ufunc(self, ufunc, method, *inputs, **kwargs):
         lazy.append(where)
         kwargs["where"] = _plain(where)
     plain = [_plain(x) for x in inputs]
+    if method != "at":
+        for x in inputs:
+            _ask_for(x)
     begin(&sequence)
     try:
         result = getattr(ufunc, method)(*plain, **kwargs)
@@ -397,6 +470,9 @@ def _array_function(self, func, types, args, kwargs):
     _collect(args, lazy, 3)
     _collect(tuple(kwargs.values()), lazy, 3)
     held = [_plain(x) for x in lazy]  # numpy may give the GIL up: close() counts these views
+    if func in _READ_ALL:
+        for x in lazy:
+            _ask_for(x)
     begin(&sequence)
     try:
         result = _ndarray_function(self, func, types, args, kwargs)
@@ -407,10 +483,18 @@ def _array_function(self, func, types, args, kwargs):
     return _settled(result)
 
 
-def run_plain(method, self, args, kwargs):
-    """`ndarray.method` on a plain view, as one operation. GIL: kept. Blocks: as its touches do."""
+# Functions in C that read all of their arrays; those in Python come to methods and ufuncs.
+_READ_ALL = frozenset((np.concatenate, np.dot, np.inner, np.vdot, np.where, np.bincount, np.lexsort))
+
+
+def run_plain(method, self, args, kwargs, bint reads_all=False):
+    """`ndarray.method` on a plain view, as one operation. GIL: kept, but to fetch ahead. Blocks: as its touches do."""
     cdef uint64_t sequence
     plain = _plain(self)
+    if reads_all:
+        _ask_for(self)
+        for x in args:
+            _ask_for(x)
     args = tuple([_plain(x) for x in args])
     begin(&sequence)
     try:

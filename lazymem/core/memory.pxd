@@ -6,9 +6,10 @@ from lazymem.core.source cimport NativeSource
 cdef class Memory:
     cdef Region *region
     cdef NativeSource _source
+    cdef public uint32_t helpers
     cdef object __weakref__
     cdef int need(self, uint64_t start, uint64_t stop) except -1
-    cdef int _run(self, uint64_t start, uint64_t stop, uint32_t helpers) except -1
+    cdef int _run(self, uint64_t start, uint64_t stop) except -1
 
 cdef object memory_of(Region *r)
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1

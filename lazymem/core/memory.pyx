@@ -6,6 +6,7 @@ space and source go to a list that is looked through whenever a region is made, 
 """
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.exc cimport PyErr_Occurred
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
@@ -17,6 +18,7 @@ from lazymem.core.region cimport *
 from lazymem.core.source cimport FileSource, NativeSource
 from lazymem.core.standin cimport forget_standins
 from lazymem.core.table cimport DIRTY, FAILED, MISSING, RESIDENT, STATE
+from lazymem.core.thread cimport Thread, thread_self
 from lazymem.core.uffd cimport page_nbytes
 
 from lazymem.core.failure import cause_of
@@ -24,6 +26,18 @@ from lazymem.errors import page_error
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
+    ctypedef int PyGILState_STATE
+    PyGILState_STATE PyGILState_Ensure() nogil
+    void PyGILState_Release(PyGILState_STATE) nogil
+    int PyErr_CheckSignals() noexcept nogil
+
+cdef extern from *:
+    """
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static inline int lm_is_main_thread(void) { return (int)syscall(SYS_gettid) == getpid(); }
+    """
+    bint lm_is_main_thread() noexcept nogil
 
 # Regions whose owner is gone while somebody was still in them: (address of the Region, source).
 _dying = []
@@ -71,6 +85,14 @@ cdef object memory_of(Region *r):
     return <object>r.owner if r.owner != NULL else None
 
 
+cdef bint _interrupted() noexcept nogil:
+    """Has a signal's Python handler raised (Ctrl-C)? What it raised stays set. GIL: taken; the caller gave it up to wait."""
+    cdef PyGILState_STATE state = PyGILState_Ensure()
+    cdef bint raised = PyErr_CheckSignals() != 0
+    PyGILState_Release(state)
+    return raised
+
+
 @cython.no_gc_clear  # a fetch may be running in the source until the region is closed
 cdef class Memory:
     """The memory of one region.
@@ -87,6 +109,11 @@ cdef class Memory:
     name : str
         For messages.
     timeout_ns, retries : int
+
+    Attributes
+    ----------
+    helpers : int
+        How many threads may help to fetch a run of blocks.
 
     Raises
     ------
@@ -228,12 +255,16 @@ cdef class Memory:
 
     cdef int need(self, uint64_t start, uint64_t stop) except -1:
         """`populate` without the argument checks. GIL: released meanwhile."""
-        return self._run(start, stop, 0)
+        return self._run(start, stop)
 
-    cdef int _run(self, uint64_t start, uint64_t stop, uint32_t helpers) except -1:
+    cdef int _run(self, uint64_t start, uint64_t stop) except -1:
         cdef Region *r = self.region
+        # Starting a helper pays for itself over some blocks of memory, or over two that another process is waited for.
+        cdef uint32_t helpers = self.helpers if stop - start > (1 if r.source.borrow != NULL else 4) * r.block_nbytes else 0
         cdef uint64_t failed = 0
         cdef uint64_t first = start // r.block_nbytes, last = (stop + r.block_nbytes - 1) // r.block_nbytes
+        cdef Thread *me
+        cdef bint (*asks)() noexcept nogil
         cdef int error
         if last > r.nblocks:
             last = r.nblocks
@@ -245,18 +276,26 @@ cdef class Memory:
             first += 1  # the common case, all there, without giving up the GIL
         error = 0
         if first < last:
+            me = thread_self()
+            asks = me.interrupted if me != NULL else NULL
+            if me != NULL and lm_is_main_thread():
+                me.interrupted = _interrupted
             with nogil:
                 error = job_run(r, first, last, helpers, &failed)
+            if me != NULL:
+                me.interrupted = asks
             if error == 0:
                 job_collapse(r, start, stop if stop < r.map_nbytes else r.map_nbytes)
         lm_sub32(&r.users, 1)
+        if PyErr_Occurred() != NULL:
+            return -1  # what a signal's handler raised
         if lm_load32(&r.status) != LIVE:
             refuse(r)
         if error:
             raise_page_error(r, failed, -error)
         return 0
 
-    def populate(self, uint64_t start, uint64_t stop, uint32_t helpers=0):
+    def populate(self, uint64_t start, uint64_t stop):
         """Fetch now what is missing of bytes [start, stop).
 
         Raises
@@ -270,7 +309,7 @@ cdef class Memory:
         -----
         Blocks: until all is there. GIL: released meanwhile.
         """
-        self._run(start, stop, helpers)
+        self._run(start, stop)
 
     def prefetch(self, uint64_t start, uint64_t stop):
         """Fetch in the background what is missing of bytes [start, stop); failures are for the touch to find.

@@ -331,6 +331,10 @@ cdef int _exchange(Asking *a, Place *place, Ring *ring, int slot, uint64_t offse
         if ready:
             a.typical_ns = (7 * a.typical_ns + min(lm_now_ns() - began_ns, 4 * ring.spin_ns)) // 8
         return ANSWERED
+    if waited == WAITED_INTERRUPTED:
+        ring_abandon(ring, slot)
+        error[0] = -EINTR
+        return GIVE_UP
     ready = lm_load32(&ring.head.ready) != 0
     if waited == WAITED_LATE:
         error[0] = -ETIMEDOUT
@@ -405,7 +409,7 @@ cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, ui
         s.nbytes = nbytes
         outcome = _exchange(a, place, ring, slot[0], offset, deadline_ns, error)
         if outcome != ANSWERED:
-            return outcome  # the ring is dead, and the slot with it
+            return outcome  # the slot is not ours any more
         answer = s.answer
         if answer == ANSWER_UNKNOWN:
             outcome = _load(a, place, ring, slot[0], offset, deadline_ns, error)

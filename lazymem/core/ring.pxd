@@ -66,6 +66,7 @@ cdef enum Waited:
     WAITED_DONE = 0
     WAITED_DEAD = 1      # the process has ended
     WAITED_LATE = 2
+    WAITED_INTERRUPTED = 3
 
 cdef lm_slot *slot_at(lm_head *head, int slot) noexcept nogil
 cdef void *block_at(lm_head *head, uint64_t block_nbytes, int slot) noexcept nogil
@@ -73,6 +74,7 @@ cdef int ring_claim(Ring *ring, uint32_t tid) noexcept nogil
 cdef bint ring_wait_for_slot(Ring *ring, uint64_t deadline_ns) noexcept nogil
 cdef void ring_post(Ring *ring, int slot) noexcept nogil
 cdef int ring_wait(Ring *ring, int slot, uint64_t spin_ns, uint64_t patience_ns, uint64_t deadline_ns, bint *taken) noexcept nogil
+cdef void ring_abandon(Ring *ring, int slot) noexcept nogil
 cdef void ring_release(Ring *ring, int slot) noexcept nogil
 cdef bint ring_is_dead(Ring *ring) noexcept nogil
 cdef int ring_next(lm_head *head) noexcept nogil

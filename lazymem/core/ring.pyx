@@ -17,6 +17,7 @@ Nothing here allocates, locks, or needs Python. A process that scribbles over th
 no others: the served side takes no address, length or count from it.
 """
 from lazymem.core.native cimport *
+from lazymem.core.thread cimport Thread, thread_self
 
 
 cdef extern from "native.h" nogil:
@@ -162,6 +163,7 @@ cdef int ring_wait(Ring *ring, int slot, uint64_t spin_ns, uint64_t patience_ns,
     cdef lm_slot *s = slot_at(ring.head, slot)
     cdef uint64_t now_ns = lm_now_ns(), until_ns = deadline_ns, spin_until_ns = now_ns + spin_ns
     cdef uint32_t word
+    cdef Thread *me = thread_self()
     cdef bint ready = False
     cdef int i
     while now_ns < spin_until_ns:
@@ -184,9 +186,25 @@ cdef int ring_wait(Ring *ring, int slot, uint64_t spin_ns, uint64_t patience_ns,
             until_ns = min(deadline_ns, now_ns + patience_ns)
         if now_ns >= until_ns:
             return WAITED_LATE
+        if me != NULL and me.interrupted != NULL and me.interrupted():
+            return WAITED_INTERRUPTED
         if not word & SLOT_SLEEPS and not lm_cas32(&s.word, word, word | SLOT_SLEEPS):
             continue
         lm_futex_wait_shared(&s.word, word | SLOT_SLEEPS, min(SLICE_NS, until_ns - now_ns))
+
+
+cdef void ring_abandon(Ring *ring, int slot) noexcept nogil:
+    """Wait no more for a posted slot: it is free now, or when the process has answered. GIL: never. Blocks: no. Thread: the claimer."""
+    cdef lm_slot *s = slot_at(ring.head, slot)
+    cdef uint32_t word, left
+    while True:
+        word = lm_load32(&s.word)
+        left = (word & ~<uint32_t>(SLOT_STATE | SLOT_SLEEPS)) | SLOT_LEFT if (word & SLOT_STATE) == SLOT_TAKEN else _free_word(word)
+        if lm_cas32(&s.word, word, left):
+            break
+    lm_sub32(&ring.busy, 1)
+    if (left & SLOT_STATE) == SLOT_FREE:
+        _note_free(ring.head)
 
 
 cdef void ring_release(Ring *ring, int slot) noexcept nogil:
