@@ -29,11 +29,15 @@ class Provider:
 
     Examples
     --------
+    >>> import numpy as np
     >>> class Squares(Provider):
     ...     nbytes = 8 * 10**9
     ...     def read_into(self, buffer, offset):
     ...         out = np.frombuffer(buffer, "i8")
-    ...         out[:] = np.arange(offset // 8, offset // 8 + out.size) ** 2
+    ...         first = offset // 8
+    ...         out[:] = np.arange(first, first + out.size) ** 2
+    >>> check_provider(Squares()).nbytes
+    8000000000
     """
 
     nbytes: int
@@ -116,12 +120,14 @@ def check_provider(provider: Any) -> Traits:
     if read_into is None or getattr(read_into, "__func__", None) is Provider.read_into:
         raise TypeError(f"{name} is no provider: it has no read_into(buffer, offset)")
     if not callable(read_into):
-        raise TypeError(f"{name}.read_into is a {type(read_into).__qualname__}: make it a method, read_into(buffer, offset)")
+        raise TypeError(
+            f"{name}.read_into is of type {type(read_into).__qualname__}: make it a method, read_into(buffer, offset)"
+        )
     check_call(read_into, ("buffer", "offset"), f"{name}.read_into")
     for method in ("open", "close", "stamp", "write_from"):
         made = getattr(provider, method, None)
         if made is not None and not callable(made):
-            raise TypeError(f"{name}.{method} is a {type(made).__qualname__}: make it a method, or leave it out")
+            raise TypeError(f"{name}.{method} is of type {type(made).__qualname__}: make it a method, or leave it out")
     if not hasattr(provider, "nbytes"):
         raise TypeError(f"{name} has no nbytes: set it to the number of bytes that it knows")
     nbytes = _integer(provider.nbytes, f"{name}.nbytes", 0, (1 << 63) - 1)
