@@ -7,13 +7,14 @@ import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from lazymem.errors import PageError, UnsupportedPlatform
+from lazymem.errors import PageError, ProviderError, UnsupportedPlatform
+from lazymem.executable import set_executable
 from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
-    from lazymem.functions import from_fill, from_function, from_generator
     from lazymem.asking import close, is_lazy, populate, prefetch, region, residency, stats
+    from lazymem.functions import from_fill, from_function, from_generator
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
     from lazymem.providers.cfunction import CFunction
@@ -23,6 +24,9 @@ else:
         LazyArray,
         Region,
         close,
+        from_fill,
+        from_function,
+        from_generator,
         from_provider,
         get_include,
         is_lazy,
@@ -39,11 +43,15 @@ __all__ = [
     "CFunction",
     "LazyArray",
     "PageError",
+    "ProviderError",
     "Region",
     "Stats",
     "UnsupportedPlatform",
     "__version__",
     "close",
+    "from_fill",
+    "from_function",
+    "from_generator",
     "from_provider",
     "get_include",
     "is_lazy",
@@ -53,6 +61,7 @@ __all__ = [
     "prefetch",
     "region",
     "residency",
+    "set_executable",
     "stats",
 ]
 

@@ -18,6 +18,17 @@ from lazymem.options import Options, mode_of, read_options
 from lazymem.providers.cfunction import CFunction
 
 NATIVE_BLOCK_NBYTES = 64 << 10
+_IN_SCHEMES = str.maketrans("", "", "+-.")  # besides letters and digits
+
+
+def is_url(file: Any) -> bool:
+    """Is it text that begins with a scheme? A path that holds "://" further on is a path."""
+    return isinstance(file, str) and "://" in file and file.partition("://")[0].translate(_IN_SCHEMES).isalnum()
+
+
+def _no_url_options(what: str, storage_options: Any, redirects: bool) -> None:
+    if storage_options is not None or redirects:
+        raise TypeError(f"{what}: storage_options= and redirects= are for URLs, and this is none")
 
 
 def _constructor_options(given: dict[str, Any]) -> Options:
@@ -29,8 +40,6 @@ def _open_file(file: Any, what: str) -> tuple[int, str, str | None]:
     path: str | None
     if isinstance(file, (str, bytes, os.PathLike)):
         path = os.path.expanduser(os.fsdecode(os.fspath(file)))
-        if "://" in path:
-            raise ValueError(f"{path!r}: {what} reads local files; this version has no source for URLs")
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not wait for its writer
         except OSError as error:
@@ -97,7 +106,16 @@ def _file_array(
 
 
 def open(
-    file: Any, mode: str = "r", *, dtype: Any = None, shape: Any = None, offset: int = 0, order: str = "C", **options: Any
+    file: Any,
+    mode: str = "r",
+    *,
+    dtype: Any = None,
+    shape: Any = None,
+    offset: int = 0,
+    order: str = "C",
+    storage_options: Any = None,
+    redirects: bool = False,
+    **options: Any,
 ) -> LazyArray:
     """Open an array file; nothing is read but its header.
 
@@ -105,14 +123,18 @@ def open(
     ----------
     file : str, bytes, os.PathLike, or open file
         A `.npy` file, by name or by its first bytes; or, with `dtype`, a file of raw elements. `~` is expanded. An open file
-        may be closed afterwards.
+        may be closed afterwards. Or a URL, `https://...` (with the extra `http`), or of a scheme that a package adds.
     mode : {"r", "c"}
         "r": read-only, also to C code. "c": private copy-on-write, changes are written nowhere. numpy's long names too.
     dtype, shape, offset, order
         Of a raw file, as `lazymem.memmap` takes them. A `.npy` file says its own.
+    storage_options : dict, optional
+        Of a URL: headers, auth, timeout, ... (`lazymem.providers.http.HttpProvider`). Never shown.
+    redirects : bool
+        Of a URL: may the server send us on to another host?
     **options
-        block_nbytes (int, or text such as "64 KiB"; default 64 KiB), delivery ("auto", "threads", "inline"), threads, timeout
-        (s), retries.
+        block_nbytes (int, or text such as "64 KiB"; default 64 KiB, for URLs 1 MiB), delivery ("auto", "threads", "inline"),
+        threads, timeout (s), retries, processes.
 
     Returns
     -------
@@ -129,6 +151,8 @@ def open(
         Elements that are Python objects; an unknown option.
     NotImplementedError
         mode "r+" or "w+".
+    ImportError
+        A URL, and urllib3 is not installed.
 
     Notes
     -----
@@ -146,6 +170,14 @@ def open(
     """
     read = _constructor_options(options)
     mode = mode_of(mode)
+    if is_url(file):
+        from lazymem.urls import open_url
+
+        return open_url(
+            file, "lazymem.open", mode=mode, dtype=dtype, shape=shape, offset=offset, order=order,
+            storage_options=storage_options, redirects=redirects, options=options,
+        )  # fmt: skip
+    _no_url_options("lazymem.open", storage_options, redirects)
     fd, name, path = _open_file(file, "lazymem.open")
     try:
         head = os.pread(fd, len(npy.MAGIC), 0)
@@ -169,13 +201,23 @@ def open(
 
 
 def memmap(
-    filename: Any, dtype: Any = "u1", mode: str = "r", offset: int = 0, shape: Any = None, order: str = "C", **options: Any
+    filename: Any,
+    dtype: Any = "u1",
+    mode: str = "r",
+    offset: int = 0,
+    shape: Any = None,
+    order: str = "C",
+    *,
+    storage_options: Any = None,
+    redirects: bool = False,
+    **options: Any,
 ) -> LazyArray:
     """numpy.memmap's arguments, for a lazy array; the mode defaults to "r".
 
     Parameters
     ----------
     filename : str, bytes, os.PathLike, or open file
+        Or a URL.
     dtype : dtype
     mode : {"r", "c"}, or numpy's long names
     offset : int, bytes
@@ -183,7 +225,7 @@ def memmap(
     shape : int, sequence of int, or None
         None: as many elements as the file holds. One length may be -1.
     order : {"C", "F"}
-    **options
+    storage_options, redirects, **options
         As `lazymem.open` takes them.
 
     Returns
@@ -200,6 +242,14 @@ def memmap(
     """
     read = _constructor_options(options)
     mode = mode_of(mode)
+    if is_url(filename):
+        from lazymem.urls import open_url
+
+        return open_url(
+            filename, "lazymem.memmap", mode=mode, dtype=dtype, shape=shape, offset=offset, order=order,
+            storage_options=storage_options, redirects=redirects, options=options,
+        )  # fmt: skip
+    _no_url_options("lazymem.memmap", storage_options, redirects)
     fd, name, path = _open_file(filename, "lazymem.memmap")
     try:
         layout = _raw_layout(fd, name, dtype, shape, offset, order)
@@ -224,9 +274,10 @@ def from_provider(
     Parameters
     ----------
     provider : object
-        What has `nbytes` and `read_into(buffer, offset)`, as `lazymem.providers.Provider` says: it is pickled now, and runs in other processes, so
-        that a touch never needs the GIL of this one; what it changes of itself stays there. Or a `CFunction`. Or an object with a contiguous buffer:
-        memory is copied block by block, when it is touched; what changes there afterwards is seen by blocks fetched later.
+        What has `nbytes` and `read_into(buffer, offset)`, as `lazymem.providers.Provider` says: it is pickled now, and runs
+        in other processes, so that a touch never needs the GIL of this one; what it changes of itself stays there. Or a
+        `CFunction`. Or an object with a contiguous buffer: memory is copied block by block, when it is touched; what changes
+        there afterwards is seen by blocks fetched later.
     shape : int, sequence of int, or None
         None: all its bytes, 1-D. One length may be -1.
     dtype : dtype
@@ -254,8 +305,8 @@ def from_provider(
 
     Notes
     -----
-    Blocks: no; for a provider in Python about a millisecond, where a process is to be started. GIL: kept; never needed by a touch. An array of a
-    provider in Python pickles with the provider; one of a C function or of memory cannot be pickled.
+    Blocks: no; for a provider in Python about a millisecond, where a process is to be started. GIL: kept; never needed by a
+    touch. An array of a provider in Python pickles with the provider; one of a C function or of memory cannot be pickled.
     """
     if not isinstance(provider, CFunction) and hasattr(provider, "read_into"):
         from lazymem.provided import lay_over

@@ -36,9 +36,10 @@ def is_lazy(x: Any) -> bool:
     return False
 
 
-open = memmap = from_provider = populate = prefetch = region = residency = stats = close = get_include = _refuse
+open = memmap = from_provider = from_function = from_fill = from_generator = get_include = _refuse
+populate = prefetch = region = residency = stats = close = _refuse
 
 __all__ = [
-    "CFunction", "LazyArray", "Region", "close", "from_provider", "get_include", "is_lazy", "memmap", "open",
-    "populate", "prefetch", "region", "residency", "stats",
+    "CFunction", "LazyArray", "Region", "close", "from_fill", "from_function", "from_generator", "from_provider",
+    "get_include", "is_lazy", "memmap", "open", "populate", "prefetch", "region", "residency", "stats",
 ]  # fmt: skip

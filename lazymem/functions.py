@@ -15,15 +15,16 @@ def from_function(f: Any, shape: Any, dtype: Any = float, *, mode: str = "r", **
     Parameters
     ----------
     f : callable
-        `f(i, j, ...)`, an int64 array for each axis, all of one length: the coordinates of one block's elements, in C order. Returns as many values, or one
-        for all. It is pickled now, and runs in other processes (`lazymem.providers.Provider`): what it changes of itself stays there.
+        `f(i, j, ...)`, an int64 array for each axis, all of one length: the coordinates of one block's elements, in C order.
+        Returns as many values, or one for all. It is pickled now, and runs in other processes (`lazymem.providers.Provider`):
+        what it changes of itself stays there.
     shape : int or sequence of int
     dtype : dtype
         Values are cast to it as numpy's `astype` does; complex values for a real dtype are an error.
     mode : {"r", "c"}
     **options
-        block_nbytes (default 256 KiB), delivery, threads, timeout (s, of an attempt at a block; all attempts: twice that), retries, processes (how many may
-        compute blocks at the same time).
+        block_nbytes (default 256 KiB), delivery, threads, timeout (s, of an attempt at a block; all attempts: twice that),
+        retries, processes (how many may compute blocks at the same time).
 
     Returns
     -------
@@ -41,8 +42,8 @@ def from_function(f: Any, shape: Any, dtype: Any = float, *, mode: str = "r", **
 
     Notes
     -----
-    What `f` raises is shown by the PageError of whoever touches the block. Blocks: to pickle `f`; about a millisecond where a process is to be
-    started, which becomes ready in the background. GIL: kept; never needed by a touch.
+    What `f` raises is shown by the PageError of whoever touches the block. Blocks: to pickle `f`; about a millisecond where a
+    process is to be started, which becomes ready in the background. GIL: kept; never needed by a touch.
 
     Examples
     --------
@@ -64,8 +65,8 @@ def from_fill(fill: Any, shape: Any, dtype: Any = float, *, mode: str = "r", **o
     Parameters
     ----------
     fill : callable
-        `fill(out, start)`: write elements `start`, `start + 1`, ... (in C order) into `out`, a 1-D array of `dtype`; return None. Pickled now, run in other
-        processes.
+        `fill(out, start)`: write elements `start`, `start + 1`, ... (in C order) into `out`, a 1-D array of `dtype`; return
+        None. Pickled now, run in other processes.
     shape, dtype, mode, **options
         As `lazymem.from_function` takes them.
 
@@ -100,13 +101,14 @@ def from_fill(fill: Any, shape: Any, dtype: Any = float, *, mode: str = "r", **o
 def from_generator(make: Any, shape: Any, dtype: Any = float, *, mode: str = "r", **options: Any) -> LazyArray:
     """An array whose bytes an iterator yields, from the first to the last.
 
-    The provider process advances it as far as the block that is touched, and keeps what it passed in a file without a name, so that going back is a read.
+    The provider process advances it as far as the block that is touched, and keeps what it passed in a file without a name,
+    so that going back is a read.
 
     Parameters
     ----------
     make : callable
-        `make()` returns an iterator of bytes or arrays. Called again if the process has to be: then it must yield the same. A generator itself is refused:
-        it cannot be started again.
+        `make()` returns an iterator of bytes or arrays. Called again if the process has to be: then it must yield the same. A
+        generator itself is refused: it cannot be started again.
     shape, dtype, mode, **options
         As `lazymem.from_function` takes them; one process serves it, whatever `processes` says.
 

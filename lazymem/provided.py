@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from lazymem.core.provider import ProviderSource
-from lazymem.formats.layout import dtype_of, offset_of, order_of, shape_of
+from lazymem.formats.layout import Layout, dtype_of, offset_of, order_of, shape_of
 from lazymem.handle import ProviderRecipe, Region
 from lazymem.lazyarray import LazyArray
 from lazymem.making import make_array, make_region
 from lazymem.options import Options, mode_of, read_options
-from lazymem.providers.base import check_provider
+from lazymem.providers.base import Traits, check_provider
 from lazymem.providers.pickled import identity_of, pickle_provider
 from lazymem.providers.processes import setting_for
 
@@ -53,12 +53,30 @@ def lay_over(
     Blocks: to pickle it; some ms where a process is to be started. GIL: kept.
     """
     traits = check_provider(provider)
-    read = read_options(options, traits.block_nbytes or BLOCK_NBYTES)
-    mode = mode_of(mode)
     kind = dtype_of(dtype)
     start = offset_of(offset, traits.nbytes, name)
-    lengths = shape_of(shape, kind, traits.nbytes - start, name)
-    layout = order_of(order)
+    layout = Layout(start, kind, shape_of(shape, kind, traits.nbytes - start, name), order_of(order))
+    return lay_out(make_region_over(provider, traits, name, mode, options), layout)
+
+
+def lay_out(region: Region, layout: Layout) -> LazyArray:
+    """Lay an array over a region that has none yet."""
+    region.offset = layout.start
+    return make_array(region, layout.dtype, layout.shape, layout.order, layout.start)
+
+
+def make_region_over(provider: Any, traits: Traits, name: str, mode: str, options: dict[str, Any]) -> Region:
+    """A region of all of a provider's bytes; its processes have been started.
+
+    Parameters
+    ----------
+    traits : Traits
+        As `check_provider` answered.
+    name, mode, options
+        As `lay_over` takes them.
+    """
+    read = read_options(options, traits.block_nbytes or BLOCK_NBYTES)
+    mode = mode_of(mode)
     pickled = pickle_provider(provider)
     processes = min(read.processes, traits.processes_max or read.processes)
     recipe = ProviderRecipe(
@@ -66,7 +84,7 @@ def lay_over(
     )
     region = _make(recipe, read)
     region.alive = provider  # what it has on this side (a folder, a spool) lives as long
-    return make_array(region, kind, lengths, layout, start)
+    return region
 
 
 def _make(recipe: ProviderRecipe, options: Options) -> Region:

@@ -173,11 +173,19 @@ def test_no_permission(folder):
     )
 
 
-@pytest.mark.parametrize("url", ["https://host/big.npy", "s3://bucket/a.npy", "file:///tmp/a.npy"])
-def test_urls(url):
+@pytest.mark.parametrize("url", ["s3://bucket/a.npy", "file:///tmp/a.npy", "nosuch://x"])
+def test_urls_of_unknown_schemes(url):
     for make in (lm.open, lm.memmap):
-        with _raises(ValueError, url, "local files"):
+        with _raises(ValueError, url.partition("://")[0] + "://", "http, https", "lazymem.providers"):
             make(url)
+
+
+def test_options_of_urls_for_files(folder):
+    np.save(folder / "a.npy", np.zeros(3))
+    for given in ({"storage_options": {}}, {"redirects": True}):
+        for make in (lm.open, lm.memmap):
+            with _raises(TypeError, "for URLs"):
+                make(folder / "a.npy", **given)
 
 
 @pytest.mark.parametrize("thing", [3.5, None, b"", object(), np.zeros(3), [1], ""], ids=lambda t: type(t).__name__)

@@ -7,10 +7,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lazymem"
 # Floor of each module; a module imports from floors below it, or from the named neighbours.
 FLOORS = {
-    "lazymem.errors": 0, "lazymem.version": 0, "lazymem.log": 0,
+    "lazymem.errors": 0, "lazymem.version": 0, "lazymem.executable": 0, "lazymem.log": 0,
     "lazymem.core.abi": 1, "lazymem.core.native": 1,
     "lazymem.core.uffd": 2, "lazymem.core.table": 2, "lazymem.core.thread": 2, "lazymem.core.samples": 2,
-    "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3, "lazymem.core.failure": 3, "lazymem.core.limit": 3,
+    "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3,
+    "lazymem.core.failure": 3, "lazymem.core.limit": 3,
     "lazymem.core.region": 4, "lazymem.core.process": 4,
     "lazymem.core.standin": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
     "lazymem.core.fill": 6, "lazymem.core.measure": 6,
@@ -23,10 +24,10 @@ FLOORS = {
     "lazymem.formats": 13, "lazymem.handle": 13,
     "lazymem.providers": 14, "lazymem.lazyarray": 14,
     "lazymem.recipes": 15, "lazymem.asking": 15, "lazymem.making": 15,
-    "lazymem.provided": 16,
-    "lazymem.arrays": 17, "lazymem.functions": 17, "lazymem.elsewhere": 17,
-    "lazymem": 18,
-    "lazymem.testing": 19, "lazymem.bench": 19, "lazymem.cli": 20, "lazymem.__main__": 21,
+    "lazymem.provided": 16, "lazymem.urls": 17,
+    "lazymem.arrays": 18, "lazymem.functions": 18, "lazymem.elsewhere": 18,
+    "lazymem": 19,
+    "lazymem.testing": 20, "lazymem.bench": 20, "lazymem.cli": 21, "lazymem.__main__": 22,
 }  # fmt: skip
 # recipes.py is loaded by LazyArray only to pickle, and opens arrays only to unpickle: inside functions, both.
 UPWARD_IN_FUNCTIONS = {("lazymem.lazyarray", "lazymem.recipes"), ("lazymem.recipes", "lazymem.arrays"),

@@ -73,7 +73,7 @@ cdef const char *cause(int error) noexcept nogil:
     if error == ELOOP:
         return b"more than 4 arrays' sources or providers were waiting for one another"
     if error == ETIMEDOUT:
-        return b"the deadline passed while another thread was fetching it, or the source timed out"
+        return b"it took longer than its timeout"
     if error == EREMOTEIO:
         return b"its provider failed"
     if error == EPIPE:

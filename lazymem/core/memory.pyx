@@ -68,8 +68,12 @@ cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
     cdef uint64_t start = block * r.block_nbytes
     cdef uint64_t stop = start + r.block_nbytes if r.nbytes - start > r.block_nbytes else r.nbytes
     cdef NativeSource source = owner._source if owner is not None else None
+    said = source.explain(start) if source is not None else None
+    cause = cause_of(error)
+    if said is not None:  # its traceback is chained; its last line says most
+        cause = f"{cause}: {str(said).strip().rpartition(chr(10))[2]}"
     raise page_error(r.name.decode("utf-8", "replace"), source.kind if source is not None else "gone", block,
-                     start, stop, error, cause_of(error)) from (source.explain(start) if source is not None else None)
+                     start, stop, error, cause) from said
 
 
 cdef int refuse(Region *r) except -1:

@@ -104,6 +104,22 @@ def shape_of(shape: Any, dtype: np.dtype[Any], available_nbytes: int | None, wha
     return lengths
 
 
+def offset_of(offset: Any, available_nbytes: int, name: str) -> int:
+    """Read the offset of an array's first byte.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No number of bytes; beyond what there is.
+    """
+    if isinstance(offset, bool) or not hasattr(offset, "__index__"):
+        raise TypeError(f"offset={offset!r}: give a number of bytes")
+    start = int(offset.__index__())
+    if not 0 <= start <= available_nbytes:
+        raise ValueError(f"offset={offset!r}: {name} has {available_nbytes} bytes")
+    return start
+
+
 def order_of(order: Any) -> str:
     """Read "C" or "F"."""
     if order not in ("C", "F"):

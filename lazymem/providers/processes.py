@@ -1,7 +1,7 @@
 """In which processes does a Python provider run, and with what are they started?
 
-Processes are shared: arrays made with the same interpreter, `sys.path`, directory, environment, affinity and scheduling have one set. The set
-that was used last is kept for the next array; any other ends with its last array.
+Processes are shared: arrays made with the same interpreter, `sys.path`, directory, environment, affinity and scheduling have
+one set. The set that was used last is kept for the next array; any other ends with its last array.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from lazymem import system
 from lazymem.core.provider import LAST_WORDS_AT, LAST_WORDS_NBYTES, Setting, attend, drain, in_provider_process
+from lazymem.executable import interpreter
 
 # Longer than a provider takes over a block of some pages, short beside what waking a sleeping process costs.
 SPIN_NS = 100_000
@@ -34,51 +35,10 @@ except BaseException:
     raise
 """
 
-_executable: str | None = None
 _flags: list[str] | None = None
 _settings: weakref.WeakValueDictionary[Any, Setting] = weakref.WeakValueDictionary()
 _latest: Setting | None = None
 _attended_by: int | None = None  # the process whose attendant runs
-
-
-def set_executable(path: Any) -> None:
-    """Say which Python interpreter runs provider processes.
-
-    Needed only where `sys.executable` is none: in a frozen program, or where Python is embedded in another.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        Of an interpreter of the same version that can import lazymem and numpy from this process's `sys.path`.
-
-    Raises
-    ------
-    FileNotFoundError, PermissionError
-        Nothing there, or nothing that can be run.
-
-    Notes
-    -----
-    For arrays made from then on. Blocks: no. GIL: kept.
-    """
-    global _executable
-    given = os.path.abspath(os.path.expanduser(os.fsdecode(os.fspath(path))))
-    if not os.path.exists(given):
-        raise FileNotFoundError(2, "lazymem.set_executable: no such file", given)
-    if os.path.isdir(given) or not os.access(given, os.X_OK):
-        raise PermissionError(13, "lazymem.set_executable: this is no program that may be run", given)
-    _executable = given
-
-
-def _interpreter() -> str:
-    if _executable is not None:
-        return _executable
-    found = sys.executable
-    if getattr(sys, "frozen", False) or not found or not os.access(found, os.X_OK) or "python" not in os.path.basename(found):
-        raise RuntimeError(
-            f"a Python provider runs in a process of its own, and there is no Python interpreter here to start one with "
-            f"(sys.executable is {found!r}): name one by lazymem.set_executable('/path/to/python')"
-        )
-    return found
 
 
 def _interpreter_flags() -> list[str]:
@@ -136,11 +96,11 @@ def setting_for(block_nbytes: int, processes: int) -> Setting:
 
     Notes
     -----
-    Blocks: some ms where a process is to be started; it becomes ready in the background. Inside a provider process nothing is started:
-    the first touch will. GIL: released meanwhile.
+    Blocks: some ms where a process is to be started; it becomes ready in the background. Inside a provider process nothing is
+    started: the first touch will. GIL: released meanwhile.
     """
     global _latest
-    argv = [_interpreter(), *_interpreter_flags(), "-P", "-c", _BOOT, _given(), "lazymem-provider"]
+    argv = [interpreter(), *_interpreter_flags(), "-P", "-c", _BOOT, _given(), "lazymem-provider"]
     environment = _environment()
     room_nbytes = max(ROOM_NBYTES, 1 << (block_nbytes - 1).bit_length())
     key = (tuple(argv), environment, room_nbytes)
