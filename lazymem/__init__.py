@@ -7,6 +7,7 @@ import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from lazymem import providers
 from lazymem.errors import PageError, ProviderError, UnsupportedPlatform
 from lazymem.executable import set_executable
 from lazymem.version import __version__
@@ -59,6 +60,7 @@ __all__ = [
     "open",
     "populate",
     "prefetch",
+    "providers",
     "region",
     "residency",
     "set_executable",

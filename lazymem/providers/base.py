@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 from lazymem.options import BLOCK_MAX_NBYTES
@@ -161,6 +160,8 @@ def check_call(function: Any, arguments: tuple[str, ...], what: str) -> None:
     TypeError
         It cannot be called so, or what it gives would have to be awaited.
     """
+    import inspect  # takes as long to import as a tenth of numpy
+
     call = f"{what}({', '.join(arguments)})"
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{call} is async: it is called by plain threads, which await nothing; use asyncio.run inside")
