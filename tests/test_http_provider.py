@@ -58,21 +58,19 @@ def test_what_a_provider_says(server, url):
         assert provider.stamp() == HttpProvider(url).stamp()
 
 
-@given(st.data())
-@settings(deadline=None, max_examples=200)
-def test_every_range(data):
-    provider = test_every_range.provider
+@pytest.fixture(scope="module")
+def kept():
+    with RangeServer({"a.bin": BODY}) as server, provider_of(server.url_of("a.bin")) as provider:
+        yield provider
+        assert server.connections <= 2
+
+
+@given(data=st.data())
+@settings(deadline=None, database=None, max_examples=200)
+def test_every_range(kept, data):
     offset = data.draw(st.integers(0, len(BODY)))
     nbytes = data.draw(st.integers(0, len(BODY) - offset))
-    assert read(provider, offset, nbytes) == BODY[offset : offset + nbytes]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _kept():
-    with RangeServer({"a.bin": BODY}) as server, provider_of(server.url_of("a.bin")) as provider:
-        test_every_range.provider = provider
-        yield
-        assert server.connections <= 2
+    assert read(kept, offset, nbytes) == BODY[offset : offset + nbytes]
 
 
 def test_one_connection_is_kept(server, url):
@@ -528,7 +526,7 @@ def test_redirects_share_one_deadline(server, url):
 
 @given(st.binary(max_size=300))
 @example(b"HTTP/1.1 206 OK\r\n")
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 def test_any_bytes_as_a_head(noise):
     for head in (noise, b"HTTP/1.1 206 OK\r\n" + noise, b"HTTP/1.1 206 OK\r\n" + noise + b"\r\n"):
         try:
@@ -546,7 +544,7 @@ _VALUES = st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0"), m
 
 
 @given(st.lists(st.tuples(_NAMES, _VALUES), max_size=20), st.integers(100, 599), st.sampled_from("01"))
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 def test_heads_that_are_right(fields, status, minor):
     lines = [f"HTTP/1.{minor} {status} Any words", *(f"{name}: {value}" for name, value in fields), ""]
     answer = parse("\r\n".join(lines).encode("latin-1"))
