@@ -18,24 +18,44 @@ OPERATIONS = {
 # What they must fetch of 64 blocks; the others need every one.
 SOME = {"a[0]": 1, "iterate": 1, "repr": 2}
 
-CHILD = """
-import hashlib, mmap, os, sys, tempfile, zlib
+# Each makes an array of the same values: element i is i, but every seventh -i.
+SOURCES = {
+    "memory": "lm.from_provider(plain, dtype='f8', **options)",
+    "file": "lm.memmap(backing.name, 'f8', **options)",
+    "function": "lm.from_function(value, plain.shape, **options)",
+    "fill": "lm.from_fill(fill, plain.shape, **options)",
+    "provider": "lm.from_provider(Values(), dtype='f8', **options)",
+}
+
+PRELUDE = """
+import hashlib, mmap, os, sys, tempfile, threading, zlib
 import numpy as np, lazymem as lm
 from support import settled
-OPERATIONS, SOME = {operations!r}, {some!r}
 PAGE = mmap.PAGESIZE
-plain = np.arange(64 * PAGE // 8, dtype="f8")
-plain[::7] *= -1
-idx = np.arange(0, plain.size, PAGE // 8); mask = np.zeros(plain.size, bool); mask[::PAGE // 8] = True
+plain = np.arange({npages} * PAGE // 8, dtype="f8")
+plain[1::7] *= -1
 backing = tempfile.NamedTemporaryFile()
 plain.tofile(backing); backing.flush()
+options = dict(mode="c", block_nbytes=PAGE, delivery={delivery!r})
+
+def value(i):
+    return np.where(i % 7 == 1, -i, i)
+
+def fill(out, start):
+    out[:] = value(np.arange(start, start + out.size))
+
+class Values:
+    nbytes = {npages} * PAGE
+    def read_into(self, buffer, offset):
+        fill(np.frombuffer(buffer, "f8"), offset // 8)
 
 def fresh():
-    options = dict(mode="c", block_nbytes=PAGE, delivery={delivery!r})
-    if {source!r} == "file":
-        return lm.memmap(backing.name, "f8", **options)
-    return lm.from_provider(plain, dtype="f8", **options)
+    return {source}
+"""
 
+CHILD = """
+OPERATIONS, SOME = {operations!r}, {some!r}
+idx = np.arange(0, plain.size, PAGE // 8); mask = np.zeros(plain.size, bool); mask[::PAGE // 8] = True
 wrong = []
 for name, expression in OPERATIONS.items():
     print("at", name, flush=True)
@@ -64,7 +84,57 @@ assert not wrong and len(OPERATIONS) == 30
 
 
 @each_user
-@pytest.mark.parametrize("source", ["memory", "file"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_operations(delivery, source, user):
-    code = CHILD.format(operations=OPERATIONS, some=SOME, delivery=delivery, source=source)
+    prelude = PRELUDE.format(npages=64, delivery=delivery, source=SOURCES[source])
+    code = prelude + CHILD.format(operations=OPERATIONS, some=SOME)
     assert "wrong: []" in check_child(code, timeout=60, user=user)
+
+
+# BLAS touches its operands from threads of its own, which Python has never seen, while the one that asked holds the GIL or a
+# lock of BLAS. Small numbers: every sum is exact, in whatever order it is made.
+ON_BLAS_THREADS = """
+blas_threads = len(os.listdir("/proc/self/task"))
+assert blas_threads >= min(4, os.cpu_count()), f"BLAS runs on {{blas_threads}} threads here"
+plain %= 1000
+n = 256
+want = plain.reshape(n, n) @ plain.reshape(n, n)
+
+def value(i):
+    return np.where(i % 7 == 1, -i, i) % 1000
+
+def product(apart=False):
+    a = fresh().reshape(n, n)
+    b = fresh().reshape(n, n) if apart else a
+    got = a @ b
+    assert np.array_equal(got, want) and type(got) is np.ndarray
+    blocks = [settled(x).blocks for x in (a, b)]
+    assert blocks == [n * n * 8 // PAGE] * 2, blocks
+    assert lm.stats(a).nbytes_asked == a.nbytes  # nobody fetched twice
+
+product()
+product(apart=True)
+a = fresh().reshape(n, n)
+assert np.array_equal(np.asarray(a) @ plain[:n], plain.reshape(n, n) @ plain[:n])
+a = fresh()
+assert a @ a == plain @ plain
+failed = []
+def several():
+    try:
+        product(apart=True)
+    except BaseException as error:
+        failed.append(repr(error))
+at_once = [threading.Thread(target=several) for _ in range(3)]
+[t.start() for t in at_once]; [t.join() for t in at_once]
+assert not failed, failed
+print("right")
+"""
+
+
+@each_user
+@pytest.mark.parametrize("source", ["function", "provider"])
+def test_products_on_several_blas_threads(delivery, source, user):
+    prelude = PRELUDE.format(npages=128, delivery=delivery, source=SOURCES[source])
+    code = prelude + ON_BLAS_THREADS.format()
+    env = {"OPENBLAS_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+    assert "right" in check_child(code, timeout=60, user=user, env=env, fresh=True)
