@@ -25,6 +25,7 @@ SOURCES = {
     "function": "lm.from_function(value, plain.shape, **options)",
     "fill": "lm.from_fill(fill, plain.shape, **options)",
     "provider": "lm.from_provider(Values(), dtype='f8', **options)",
+    "http": "lm.memmap(server.url_of('values'), 'f8', **options)",
 }
 
 PRELUDE = """
@@ -49,6 +50,7 @@ class Values:
     def read_into(self, buffer, offset):
         fill(np.frombuffer(buffer, "f8"), offset // 8)
 
+{server}
 def fresh():
     return {source}
 """
@@ -82,12 +84,24 @@ print("wrong:", wrong)
 assert not wrong and len(OPERATIONS) == 30
 """
 
+# In a process of its own: who asks may hold the GIL of this one.
+SERVER = """
+from lazymem.testing import ServerApart
+server = ServerApart({"values": backing.name})
+"""
+
+
+def prelude(source, npages, delivery):
+    if source == "http":
+        pytest.importorskip("urllib3")
+    server = SERVER if source == "http" else ""
+    return PRELUDE.format(npages=npages, delivery=delivery, source=SOURCES[source], server=server)
+
 
 @each_user
 @pytest.mark.parametrize("source", SOURCES)
 def test_operations(delivery, source, user):
-    prelude = PRELUDE.format(npages=64, delivery=delivery, source=SOURCES[source])
-    code = prelude + CHILD.format(operations=OPERATIONS, some=SOME)
+    code = prelude(source, 64, delivery) + CHILD.format(operations=OPERATIONS, some=SOME)
     assert "wrong: []" in check_child(code, timeout=60, user=user)
 
 
@@ -95,7 +109,7 @@ def test_operations(delivery, source, user):
 # lock of BLAS. Small numbers: every sum is exact, in whatever order it is made.
 ON_BLAS_THREADS = """
 blas_threads = len(os.listdir("/proc/self/task"))
-assert blas_threads >= min(4, os.cpu_count()), f"BLAS runs on {{blas_threads}} threads here"
+assert blas_threads >= min(4, os.cpu_count()), f"BLAS runs on {blas_threads} threads here"
 plain %= 1000
 n = 256
 want = plain.reshape(n, n) @ plain.reshape(n, n)
@@ -134,7 +148,6 @@ print("right")
 @each_user
 @pytest.mark.parametrize("source", ["function", "provider"])
 def test_products_on_several_blas_threads(delivery, source, user):
-    prelude = PRELUDE.format(npages=128, delivery=delivery, source=SOURCES[source])
-    code = prelude + ON_BLAS_THREADS.format()
+    code = prelude(source, 128, delivery) + ON_BLAS_THREADS
     env = {"OPENBLAS_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
     assert "right" in check_child(code, timeout=60, user=user, env=env, fresh=True)

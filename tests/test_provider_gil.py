@@ -303,13 +303,12 @@ def a_child_that_it_forked_comes_back(delivery, folder):
                     buffer[:] = b"B" * len(buffer)
                 return
             _, status = os.waitpid(child, 0)
-            with open(f"{folder}/ended", "a") as f:
-                f.write(f"{os.waitstatus_to_exitcode(status)} ")
+            Path(folder, str(offset // PAGE)).write_text(str(os.waitstatus_to_exitcode(status)))
             buffer[:] = b"A" * len(buffer)
 
     a = lm.from_provider(Twice(), delivery=delivery, block_nbytes=PAGE)
     assert a.tobytes() == b"A" * 4 * PAGE
-    assert Path(folder, "ended").read_text().split() == ["70", "70", str(-signal.SIGSEGV), "70"]
+    assert [int(Path(folder, str(block)).read_text()) for block in range(4)] == [70, 70, -signal.SIGSEGV, 70]
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
