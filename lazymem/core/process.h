@@ -142,10 +142,15 @@ static int lm_spawn_process(lm_spawn *s, int fd)
     sigset_t all, before;
     pid_t pid = 0;
     int error, there, put;
+    uint32_t us = (uint32_t)getpid(), holder = 0;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (__atomic_exchange_n(&s->lock, 1, __ATOMIC_ACQUIRE))
-        sched_yield();
+    /* Held by another process: by a thread of our parent, when we were forked. */
+    while (holder == us || !__atomic_compare_exchange_n(&s->lock, &holder, us, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+        if (holder == us) {
+            sched_yield();
+            holder = __atomic_load_n(&s->lock, __ATOMIC_RELAXED);
+        }
     there = lm_fd_is_ours(s, s->cwd_fd);
     if (lm_fd_is_ours(s, s->reserved_fd))
         put = dup3(fd, s->reserved_fd, O_CLOEXEC);
@@ -235,7 +240,7 @@ static void lm_kill_process(int pidfd, int pid)
 {
     if (lm_pidfd_is_of(pidfd, pid))
         syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-    else if (lm_is_our_child(pid))   /* unreaped, so the number is still its own */
+    else if (!lm_pidfd_is_of(pidfd, -1) && lm_is_our_child(pid))   /* unreaped, so the number is still its own */
         kill(pid, SIGKILL);
 }
 
@@ -245,11 +250,14 @@ static void lm_close_pidfd(int pidfd, int pid)
         close(pidfd);
 }
 
-/* 1: it is no zombie any more; 0: it has not ended. Only ever this number: other children are not ours to reap. */
-static int lm_reap(int pid)
+/* 1: it is no zombie any more; 0: it has not ended. Only ever this one: other children are not ours to reap, not even one that has got the
+ * number since somebody else (waitpid(-1)) reaped ours. */
+static int lm_reap(int pidfd, int pid)
 {
     int status;
     pid_t got;
+    if (lm_pidfd_is_of(pidfd, -1))
+        return 1;
     do
         got = waitpid(pid, &status, WNOHANG);
     while (got < 0 && errno == EINTR);

@@ -52,7 +52,7 @@ cdef void asking_give_back(void *ctx, uint64_t loan) noexcept nogil
 cdef int process_start(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, Place *place) noexcept nogil
 cdef void process_end(Place *place) noexcept nogil
 cdef void provider_forget(Asking *asking) noexcept nogil
-cdef bint rings_attend(uint64_t *said, char *text, uint32_t *stream) noexcept nogil
+cdef bint rings_attend(uint64_t *said, uint64_t *dropped, char *text, uint32_t *stream) noexcept nogil
 cdef void rings_rest() noexcept nogil
 cdef int rings_count(int *pids, int most) noexcept nogil
 cdef void rings_forget() noexcept nogil

@@ -10,12 +10,14 @@ inside notice within a slice, and `rings_attend` unmaps it when they have left. 
 
 An attempt ends in one of these ways:
 
-    answered                     the bytes, or an error; some errors may be tried again
-    late, past its timeout       the process is killed; this provider is to blame
-    the process died in it       this provider is to blame
-    the process died before, or was killed for another's sake      nobody's fault here: asked again, not counted
+    answered                          the bytes, or an error; some errors may be tried again
+    late, past its timeout            the process is killed; this provider is to blame
+    the process died in it            this provider is to blame, if the process was running no other
+    ... or in another's too           one of them is to blame, and will do it again alone: asked again, not counted
+    nothing was answered for so long  the process is killed; those that were running stall it: asked again, not counted
+    the process died before it began, or was killed for another's sake     asked again, not counted
 
-A provider that is to blame has processes of its own from then on. The attempts of one fetch end at its deadline.
+A provider that is to blame, or may be, has processes of its own from then on. The attempts of one fetch end at its deadline.
 
 All of it runs on the path of a fault: no malloc, lock, or Python; posix_spawn is prepared (process.h).
 """
@@ -33,7 +35,7 @@ cdef extern from "process.h" nogil:
     int lm_open_pidfd(int pid)
     void lm_kill_process(int pidfd, int pid)
     void lm_close_pidfd(int pidfd, int pid)
-    bint lm_reap(int pid)
+    bint lm_reap(int pidfd, int pid)
     bint lm_fd_is_ours(const lm_spawn *s, int fd)
 
 cdef extern from *:
@@ -61,6 +63,7 @@ cdef extern from "native.h" nogil:
     int madvise(void *, size_t, int)
     int close(int)
     int getpid()
+    size_t strnlen(const char *, size_t)
     int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE, MADV_DONTFORK, MADV_DONTDUMP, INT_MAX
     void *MAP_FAILED
 
@@ -68,7 +71,6 @@ cdef enum:
     RINGS = 256
     LEVELS_MAX = 4         # of provider processes below one another
     LOST_MAX = 16          # attempts of one fetch that are not counted
-    RING_MAKING = 3        # Ring.life besides ring.pxd's
 
     EPOCH_SHIFT = 24
     STARTING = 1 << 23
@@ -77,10 +79,17 @@ cdef enum:
 cdef uint64_t SLICE_NS = 50000000
 cdef uint64_t BACKOFF_NS = 20000000
 
+# Why a ring is dead.
+cdef enum Why:
+    WHY_DIED = 0           # its process has ended, nobody here knows why
+    WHY_BLAMED = 1         # killed, for what the provider of one slot did
+    WHY_STALLED = 2        # killed, since it answered nobody any more
+    WHY_ENDED = 3          # nobody needs it
+
+cdef uint64_t SLACK_NS = 1000000000  # how late a thread may come back that waited until its deadline
+
 cdef Ring _rings[RINGS]
 memset(_rings, 0, sizeof(_rings))
-cdef uint32_t _for_whom[RINGS]     # whether a dead ring's process was killed for one provider's sake
-cdef uint64_t _blamed[RINGS]       # and whose
 cdef uint32_t _epoch = 0           # forks above this process, modulo 256
 cdef uint32_t _level = 0           # 0: a user's process; else a provider process, so many below it
 cdef uint64_t _around[RING_CHAIN]  # of the request that this process took last, for threads that a provider started
@@ -130,13 +139,16 @@ cdef Ring *_make_ring(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, 
         ring.block_nbytes = block_nbytes
         ring.spin_ns = spin_ns
         ring.busy = 0
+        memset(ring.claims, 0, sizeof(ring.claims))
+        memset(ring.debtors, 0, sizeof(ring.debtors))
+        memset(ring.dropped, 0, sizeof(ring.dropped))
+        memset(ring.dropped_seen, 0, sizeof(ring.dropped_seen))
         pid = lm_spawn_process(spawn, fd)
         error[0] = pid
         if pid > 0:
             close(fd)
             ring.pid = pid
             ring.pidfd = lm_open_pidfd(pid)
-            _for_whom[i] = 0
             lm_store32(&ring.life, RING_LIVE)
             return ring
         ring.head = NULL
@@ -173,13 +185,10 @@ cdef int process_start(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns,
     return error
 
 
-cdef void _retire(Place *place, Ring *ring, uint64_t blamed) noexcept nogil:
-    """Nobody enters this ring any more; its process is killed. `blamed`: 0, or the id of the provider for whose sake."""
+cdef void _retire(Place *place, Ring *ring, uint32_t why, int slot) noexcept nogil:
+    """Nobody enters this ring any more; its process is killed. `slot`: whose provider is to blame, with WHY_BLAMED."""
     cdef uint32_t number = <uint32_t>(ring - &_rings[0]) + 1
-    if lm_cas32(&ring.life, RING_LIVE, RING_MAKING):
-        _blamed[number - 1] = blamed
-        _for_whom[number - 1] = blamed != 0
-        lm_store32(&ring.life, RING_DEAD)
+    if lm_cas32(&ring.life, RING_LIVE, RING_DEAD | why << RING_WHY_SHIFT | <uint32_t>slot << RING_SLOT_SHIFT):
         lm_kill_process(ring.pidfd, ring.pid)
     if lm_cas32(place, _epoch << EPOCH_SHIFT | number, _epoch << EPOCH_SHIFT):
         lm_futex_wake(place, INT_MAX)
@@ -188,17 +197,15 @@ cdef void _retire(Place *place, Ring *ring, uint64_t blamed) noexcept nogil:
 
 cdef void process_end(Place *place) noexcept nogil:
     """Let the process of a place end by itself. GIL: any. Blocks: no. Thread: nobody asks for it any more."""
-    cdef uint32_t word = lm_load32(place), held = _held_by(word)
-    cdef Ring *ring
-    if held == 0 or held & STARTING or not lm_cas32(place, word, _epoch << EPOCH_SHIFT):
+    cdef Ring *ring = _enter(place)
+    if ring == NULL:
         return
-    ring = &_rings[held - 1]
-    if lm_cas32(&ring.life, RING_LIVE, RING_MAKING):
-        _for_whom[held - 1] = 0
+    lm_store32(place, _epoch << EPOCH_SHIFT)
+    if lm_cas32(&ring.life, RING_LIVE, RING_DEAD | WHY_ENDED << RING_WHY_SHIFT):
         lm_store32(&ring.head.quit, 1)
         lm_add32(&ring.head.bell, 1)
         lm_futex_wake_shared(&ring.head.bell, INT_MAX)
-        lm_store32(&ring.life, RING_DEAD)
+    _leave(ring)
     _alert()
 
 
@@ -264,7 +271,7 @@ cdef Ring *_pick(Asking *a, uint64_t deadline_ns, Place **where, int *error) noe
             if ring == NULL:
                 continue
             if ring_is_dead(ring) and lm_load32(&ring.head.ready):
-                _retire(best, ring, 0)
+                _retire(best, ring, WHY_DIED, 0)
                 _leave(ring)
                 continue
             where[0] = best
@@ -304,8 +311,7 @@ cdef void _say_last_words(Asking *a, uint64_t offset, Ring *ring, bint ready) no
     if ready:
         _say_text(a, offset, b"the provider process ended while it was fetching this block (os._exit, a crash, a kill?)")
     elif ring.head.last_words[0]:
-        ring.head.last_words[RING_TEXT_NBYTES - 1] = 0
-        _say(a, offset, ring.head.last_words, strlen(ring.head.last_words))
+        _say(a, offset, ring.head.last_words, strnlen(ring.head.last_words, RING_TEXT_NBYTES))
     else:
         _say_text(a, offset, b"the provider process ended before it was ready: can the interpreter start? "
                              b"(lazymem.set_executable says which one is used)")
@@ -316,62 +322,81 @@ cdef enum Outcome:
     TRY_AGAIN = 1        # it counts
     GIVE_UP = 2
     LOST = 3             # it does not count
+    NO_SLOT = 4          # nothing was asked
 
-cdef int _exchange(Asking *a, Place *place, Ring *ring, int slot, uint64_t offset, uint64_t deadline_ns,
-                   int *error) noexcept nogil:
-    """Post the slot's request and wait for its answer. Return: Outcome: ANSWERED, or what its failing to come means."""
-    cdef bint taken = False, ready = lm_load32(&ring.head.ready) != 0
+cdef int _exchange(Asking *a, Place *place, Ring *ring, int slot, uint32_t tag, const Request *request, uint64_t block_offset,
+                   uint64_t deadline_ns, uint32_t *answer, int *error) noexcept nogil:
+    """Post a request and wait for its answer. Return: Outcome: ANSWERED, or what its failing to come means."""
+    cdef bint begun = False, ready = lm_load32(&ring.head.ready) != 0
     cdef uint64_t began_ns = lm_now_ns()
     cdef uint64_t spin_ns = ring.spin_ns if ready and a.typical_ns < 2 * ring.spin_ns else 0
-    cdef uint32_t number = <uint32_t>(ring - &_rings[0])
     cdef int waited
-    ring_post(ring, slot)
-    waited = ring_wait(ring, slot, spin_ns, a.timeout_ns, deadline_ns, &taken)
+    ring_post(ring, slot, request)
+    waited = ring_wait(ring, slot, tag, spin_ns, a.timeout_ns, deadline_ns, &begun)
     if waited == WAITED_DONE:
         if ready:
             a.typical_ns = (7 * a.typical_ns + min(lm_now_ns() - began_ns, 4 * ring.spin_ns)) // 8
-        return ANSWERED
+        if ring_answered(ring, slot, request, answer):
+            return ANSWERED
+        begun = True
+        waited = WAITED_BROKEN
+    ready = lm_load32(&ring.head.ready) != 0
+    error[0] = -ETIMEDOUT
     if waited == WAITED_INTERRUPTED:
-        ring_abandon(ring, slot)
         error[0] = -EINTR
         return GIVE_UP
-    ready = lm_load32(&ring.head.ready) != 0
+    if waited == WAITED_QUEUED or waited == WAITED_DISOWNED:
+        _say_text(a, block_offset, b"the provider process was busy with other requests until the deadline")
+        return GIVE_UP
+    if waited == WAITED_LATE and not begun and ready:
+        _say_text(a, block_offset, b"the provider process took no request for as long as the timeout; it was killed")
+        _retire(place, ring, WHY_STALLED, slot)
+        return LOST
     if waited == WAITED_LATE:
-        error[0] = -ETIMEDOUT
-        if taken:
-            _say_text(a, offset, b"the provider did not return before its timeout; its process was killed")
+        _say_text(a, block_offset, b"the provider did not return before its timeout; its process was killed" if begun else
+                             b"the provider process was not ready before the deadline")
+        if begun:
             lm_store32(&a.has_own, 1)
-        else:
-            _say_text(a, offset, b"the provider process did not take the request before the timeout" if ready else
-                                 b"the provider process was not ready before the deadline")
-        _retire(place, ring, a.id)
+        _retire(place, ring, WHY_BLAMED if begun else WHY_DIED, slot)
         return TRY_AGAIN
-    _retire(place, ring, 0)
-    if _for_whom[number] and _blamed[number] != a.id:
-        return LOST
-    if not taken and ready:
-        return LOST
-    _say_last_words(a, offset, ring, ready)
     error[0] = -EPIPE
-    if taken:
+    _retire(place, ring, WHY_DIED, slot)
+    return _outcome_of_death(a, ring, block_offset, begun, ready, waited == WAITED_BROKEN)
+
+
+cdef int _outcome_of_death(Asking *a, Ring *ring, uint64_t offset, bint begun, bint ready, bint broken) noexcept nogil:
+    """Whose fault is it that a process is dead? Return: Outcome."""
+    cdef uint32_t life = lm_load32(&ring.life), why = life >> RING_WHY_SHIFT & 255
+    cdef bint ours = why == WHY_BLAMED and ring.claims[life >> RING_SLOT_SHIFT].provider == a.id
+    if not begun and ready:
+        return LOST
+    if why == WHY_BLAMED and not ours:
+        return LOST
+    if begun:
         lm_store32(&a.has_own, 1)
+        if not ours and (why == WHY_STALLED or ring_others_had_begun(ring, a.id)):
+            return LOST
+    if broken:
+        _say_text(a, offset, b"the provider wrote over memory that its process shares with this one; the process was killed")
+    else:
+        _say_last_words(a, offset, ring, ready)
     return TRY_AGAIN
 
 
-cdef int _load(Asking *a, Place *place, Ring *ring, int slot, uint64_t offset, uint64_t deadline_ns, int *error) noexcept nogil:
-    """Send the pickle, a piece after the other, through the slot's block. Return: Outcome; the answer is in the slot."""
-    cdef lm_slot *s = slot_at(ring.head, slot)
-    cdef uint64_t done = 0
+cdef int _load(Asking *a, Place *place, Ring *ring, int slot, uint32_t tag, uint64_t block_offset, uint64_t deadline_ns,
+               uint32_t *answer, int *error) noexcept nogil:
+    """Send the pickle, a piece after the other, through the slot's block. Return: Outcome."""
+    cdef Request piece
     cdef int outcome
-    s.ask = ASK_LOAD
-    s.total = a.pickle_nbytes
+    piece.ask = ASK_LOAD
+    piece.total = a.pickle_nbytes
+    piece.offset = 0
     while True:
-        s.offset = done
-        s.nbytes = min(ring.block_nbytes, a.pickle_nbytes - done)
-        memcpy(block_at(ring.head, ring.block_nbytes, slot), a.pickle + done, s.nbytes)
-        done += s.nbytes
-        outcome = _exchange(a, place, ring, slot, offset, deadline_ns, error)
-        if outcome != ANSWERED or s.answer != ANSWER_FILLED or done == a.pickle_nbytes:
+        piece.nbytes = min(ring.block_nbytes, a.pickle_nbytes - piece.offset)
+        memcpy(block_at(ring.head, ring.block_nbytes, slot), a.pickle + piece.offset, piece.nbytes)
+        outcome = _exchange(a, place, ring, slot, tag, &piece, block_offset, deadline_ns, answer, error)
+        piece.offset += piece.nbytes
+        if outcome != ANSWERED or answer[0] != ANSWER_FILLED or piece.offset == a.pickle_nbytes:
             return outcome
 
 
@@ -379,56 +404,46 @@ cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, ui
                   uint64_t deadline_ns, int *slot, int *error) noexcept nogil:
     """Ask one process once. Return: Outcome; with ANSWERED the bytes lie in the block of `slot`, which is kept."""
     cdef lm_slot *s
-    cdef uint32_t answer, i
+    cdef uint32_t answer = ANSWER_FAILED, tag, i
     cdef uint32_t tid = lm_gettid() if thread_self() == NULL else thread_self().tid
     cdef uint64_t said
     cdef int outcome, turn
-    while True:
-        slot[0] = ring_claim(ring, tid)
-        if slot[0] >= 0:
-            break
-        if not ring_wait_for_slot(ring, deadline_ns):
-            # Threads that left by siglongjmp may hold slots for ever: a new process has a new ring.
-            _say_text(a, offset, b"all 64 places of the provider process were taken until the deadline")
-            _retire(place, ring, 0)
-            error[0] = -ETIMEDOUT
-            return GIVE_UP
-        if ring_is_dead(ring):
-            _retire(place, ring, 0)
-            return LOST
+    cdef Request fetch
+    slot[0] = ring_claim(ring, tid, deadline_ns + SLACK_NS, a.id)
+    if slot[0] < 0:
+        return NO_SLOT
+    lm_count(&a.attempts, 1)
+    tag = lm_load32(&ring.claims[slot[0]].word) & <uint32_t>SLOT_TAG
     s = slot_at(ring.head, slot[0])
-    s.provider = a.id
     s.depth = depth
     for i in range(depth):
         s.chain[i] = chain[i]
-    outcome = GIVE_UP
-    error[0] = -EPROTO
+    fetch.ask = ASK_FETCH
+    fetch.offset = offset
+    fetch.nbytes = nbytes
+    fetch.total = nbytes
     for turn in range(3):
-        s.ask = ASK_FETCH
-        s.offset = offset
-        s.nbytes = nbytes
-        outcome = _exchange(a, place, ring, slot[0], offset, deadline_ns, error)
-        if outcome != ANSWERED:
-            return outcome  # the slot is not ours any more
-        answer = s.answer
-        if answer == ANSWER_UNKNOWN:
-            outcome = _load(a, place, ring, slot[0], offset, deadline_ns, error)
-            if outcome != ANSWERED:
-                return outcome
-            answer = s.answer
-            if answer == ANSWER_FILLED:
+        outcome = _exchange(a, place, ring, slot[0], tag, &fetch, offset, deadline_ns, &answer, error)
+        if outcome == ANSWERED and answer == ANSWER_UNKNOWN:
+            outcome = _load(a, place, ring, slot[0], tag, offset, deadline_ns, &answer, error)
+            if outcome == ANSWERED and answer == ANSWER_FILLED:
                 continue
+        if outcome != ANSWERED:
+            ring_abandon(ring, slot[0], tag)
+            return outcome
         if answer == ANSWER_FILLED:
             return ANSWERED
         said = s.text_nbytes
         _say(a, offset, s.text, min(said, <uint64_t>RING_TEXT_NBYTES))
         error[0] = -EDEADLK if answer == ANSWER_CYCLE else -EREMOTEIO
-        outcome = TRY_AGAIN if answer == ANSWER_AGAIN else GIVE_UP
         if answer == ANSWER_KEPT:
-            _retire(place, ring, a.id)
-        break
+            lm_store32(&a.has_own, 1)
+            _retire(place, ring, WHY_BLAMED, slot[0])
+        ring_release(ring, slot[0])
+        return TRY_AGAIN if answer == ANSWER_AGAIN else GIVE_UP
     ring_release(ring, slot[0])
-    return outcome
+    error[0] = -EPROTO
+    return GIVE_UP
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -482,19 +497,22 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
         ring = _pick(a, deadline_ns, &place, &error)
         outcome = TRY_AGAIN
         if ring != NULL:
-            lm_count(&a.attempts, 1)
             outcome = _attempt(a, place, ring, chain, <uint32_t>depth, offset, nbytes, deadline_ns, &slot, &error)
             if outcome == ANSWERED:
                 bytes[0] = block_at(ring.head, ring.block_nbytes, slot)
                 loan[0] = <uint64_t>(ring - &_rings[0]) << 8 | <uint64_t>slot
                 return 0
             _leave(ring)
+        if outcome == NO_SLOT:
+            if ring_wait_for_slot(ring, deadline_ns):
+                continue
+            _say_text(a, offset, b"all 64 places of the provider process were taken until the deadline")
+            return -ETIMEDOUT
         if outcome == LOST:
             lm_count(&a.lost, 1)
             lost += 1
             if lost <= LOST_MAX and lm_now_ns() < deadline_ns:
                 continue
-            error = -EPIPE
         failed += 1
         now_ns = lm_now_ns()
         pause_ns = _jitter(BACKOFF_NS << min(failed - 1, <uint32_t>8))
@@ -513,9 +531,11 @@ cdef void asking_give_back(void *ctx, uint64_t loan) noexcept nogil:
 cdef void provider_forget(Asking *a) noexcept nogil:
     """Tell the processes that may have loaded it that it is not needed any more. GIL: any. Blocks: no."""
     cdef Ring *ring
-    cdef lm_slot *s
-    cdef uint32_t i
+    cdef Request request
+    cdef uint32_t i, tag
     cdef int slot
+    memset(&request, 0, sizeof(request))
+    request.ask = ASK_FORGET
     for i in range(a.processes):
         process_end(&a.own[i])
     for i in range(a.processes):
@@ -523,13 +543,11 @@ cdef void provider_forget(Asking *a) noexcept nogil:
         if ring == NULL:
             continue
         if not ring_is_dead(ring):
-            slot = ring_claim(ring, 0)
+            slot = ring_claim(ring, 0, 0, a.id)
             if slot >= 0:
-                s = slot_at(ring.head, slot)
-                s.provider = a.id
-                s.ask = ASK_FORGET
-                ring_post(ring, slot)
-                lm_sub32(&ring.busy, 1)  # nobody waits for it: the process frees the slot
+                tag = lm_load32(&ring.claims[slot].word) & <uint32_t>SLOT_TAG
+                ring_post(ring, slot, &request)
+                ring_abandon(ring, slot, tag)
         _leave(ring)
 
 
@@ -544,7 +562,8 @@ cdef void _alert() noexcept nogil:
 
 cdef uint64_t _read_output(lm_output *o, char *text) noexcept nogil:
     """Move what a process printed out of its ring. Return: bytes, at most RING_OUTPUT_NBYTES."""
-    cdef uint64_t written = lm_load64(&o.written), n = written - o.read, at = o.read % RING_OUTPUT_NBYTES, first
+    cdef uint64_t written = lm_load64(&o.written), read = lm_load64(&o.read), n = written - read, first
+    cdef uint64_t at = read % RING_OUTPUT_NBYTES
     if n > RING_OUTPUT_NBYTES:
         n = 0  # no honest process wrote that
     first = min(n, RING_OUTPUT_NBYTES - at)
@@ -554,13 +573,20 @@ cdef uint64_t _read_output(lm_output *o, char *text) noexcept nogil:
     return n
 
 
-cdef bint _attend_some(uint64_t *said, char *text, uint32_t *stream) noexcept nogil:
+cdef uint32_t _life(Ring *ring) noexcept nogil:
+    return lm_load32(&ring.life) & RING_LIFE
+
+
+cdef bint _attend_some(uint64_t *said, uint64_t *dropped, char *text, uint32_t *stream) noexcept nogil:
     """`rings_attend`, on one thread at a time."""
     cdef Ring *ring
+    cdef uint64_t lost
     cdef int i, k
+    said[0] = 0
+    dropped[0] = 0
     for i in range(RINGS):
         ring = &_rings[i]
-        if ring.life != RING_LIVE and ring.life != RING_DEAD:
+        if _life(ring) != RING_LIVE and _life(ring) != RING_DEAD:
             continue
         if ring.head != NULL:
             for k in range(2):
@@ -568,29 +594,39 @@ cdef bint _attend_some(uint64_t *said, char *text, uint32_t *stream) noexcept no
                     said[0] = _read_output(&ring.head.output[k], text)
                     stream[0] = k
                     return True
-        if lm_load32(&ring.life) == RING_DEAD:
-            if ring.pid and lm_reap(ring.pid):
+                lost = lm_load64(&ring.head.output[k].dropped)
+                if lost != ring.dropped_seen[k]:
+                    ring.dropped_seen[k] = lost  # and more to come, perhaps: said when it is quiet
+                elif lost != ring.dropped[k]:
+                    dropped[0] = lost - ring.dropped[k]
+                    ring.dropped[k] = lost
+                    stream[0] = k
+                    return True
+        if _life(ring) == RING_DEAD:
+            if ring.pid and lm_reap(ring.pidfd, ring.pid):
                 lm_close_pidfd(ring.pidfd, -1)
                 ring.pid = 0
+            if ring.pid == 0 and lm_load32(&ring.users):
+                ring_settle_debts(ring)
             if ring.pid == 0 and lm_load32(&ring.users) == 0:
                 munmap(ring.head, ring.nbytes)
                 ring.head = NULL
                 lm_store32(&ring.life, RING_NONE)
-    said[0] = 0
     return False
 
 
-cdef bint rings_attend(uint64_t *said, char *text, uint32_t *stream) noexcept nogil:
+cdef bint rings_attend(uint64_t *said, uint64_t *dropped, char *text, uint32_t *stream) noexcept nogil:
     """Read what some process printed, and clear away what is dead.
 
-    Units: `text` has room for RING_OUTPUT_NBYTES; `said` of them were filled, for stream 0 (standard output) or 1.
+    Units: `text` has room for RING_OUTPUT_NBYTES; `said` of them were filled, for stream 0 (standard output) or 1; or `dropped` bytes
+    found no room in the ring.
     Return: False when there is nothing to do now. GIL: not needed. Blocks: no. Thread: any; while one is at it, others have nothing
     to do.
     """
     cdef bint found
     if not lm_cas32(&_attending, 0, 1):
         return False
-    found = _attend_some(said, text, stream)
+    found = _attend_some(said, dropped, text, stream)
     lm_store32(&_attending, 0)
     return found
 
@@ -598,16 +634,10 @@ cdef bint rings_attend(uint64_t *said, char *text, uint32_t *stream) noexcept no
 cdef void rings_rest() noexcept nogil:
     """Sleep for a moment, or, when nobody has asked for a second and nothing is dead, until somebody does. GIL: must not be held."""
     cdef uint64_t seen = lm_load64(&_asks), waited_ns = 0
-    cdef int i
     while waited_ns < 1000000000:
         lm_sleep_ns(20000000)
         waited_ns += 20000000
-        for i in range(RINGS):
-            if _rings[i].life == RING_DEAD and (_rings[i].pid or _rings[i].users == 0):
-                return
-            if _rings[i].life == RING_LIVE and (_unread(&_rings[i].head.output[0]) or _unread(&_rings[i].head.output[1])):
-                return
-        if lm_load64(&_asks) != seen:
+        if _is_something_to_do() or lm_load64(&_asks) != seen:
             return
     lm_store32(&_resting, 1)
     if lm_load64(&_asks) == seen:
@@ -615,8 +645,26 @@ cdef void rings_rest() noexcept nogil:
     lm_store32(&_resting, 0)
 
 
+cdef bint _is_something_to_do() noexcept nogil:
+    cdef Ring *ring
+    cdef bint found = False
+    cdef int i, k
+    if not lm_cas32(&_attending, 0, 1):
+        return True  # somebody is at it; it may unmap what would be looked at here
+    for i in range(RINGS):
+        ring = &_rings[i]
+        if _life(ring) == RING_DEAD and (ring.pid or lm_load32(&ring.users) == 0):
+            found = True
+        elif _life(ring) == RING_LIVE:
+            for k in range(2):
+                if _unread(&ring.head.output[k]) or lm_load64(&ring.head.output[k].dropped) != ring.dropped[k]:
+                    found = True
+    lm_store32(&_attending, 0)
+    return found
+
+
 cdef bint _unread(lm_output *o) noexcept nogil:
-    return lm_load64(&o.written) != o.read
+    return lm_load64(&o.written) != lm_load64(&o.read)
 
 
 cdef int rings_count(int *pids, int most) noexcept nogil:

@@ -219,13 +219,17 @@ def attend(write):
 def drain(write):
     """Hand on what processes have printed so far. As `attend`, but returns. Blocks: as `write` does. Thread: one at a time."""
     cdef char text[RING_OUTPUT_NBYTES]
-    cdef uint64_t said = 0
+    cdef uint64_t said = 0, dropped = 0
     cdef uint32_t stream = 0
     cdef bint found
     while True:
         with nogil:
-            found = rings_attend(&said, text, &stream)
+            found = rings_attend(&said, &dropped, text, &stream)
         if not found:
             return
         if said:
             write(stream, PyBytes_FromStringAndSize(text, said))
+        if dropped:
+            name = "stderr" if stream else "stdout"
+            write(1, f"lazymem: {dropped} bytes that a provider wrote to {name} were dropped: it was faster than they could be "
+                     "handed on\n".encode())

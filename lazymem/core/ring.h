@@ -23,16 +23,18 @@ enum {
 
 /* Slot.word: state | SLEEPS | generation << 4 | thread << 10
  *
- *   FREE -claim-> HELD -post-> ASKED -take-> TAKEN -answer-> DONE -release-> FREE (next generation)
+ *   FREE -post-> ASKED -take-> TAKEN -answer-> DONE
  *
- * claim, post, release: the asking thread; take, answer: the process.  An asker that has died in between, or one that no
- * longer waits: whoever finds it makes HELD, ASKED and DONE free again, and TAKEN into LEFT, which the process frees.
+ * post: the asking thread; take, answer: the process.  Who may use a slot is not said here: the asking side knows it by itself (ring.pxd:
+ * Claim), and takes for an answer to its request only what says back which request that was (lm_receipt).
  */
 enum {
-    SLOT_FREE, SLOT_HELD, SLOT_ASKED, SLOT_TAKEN, SLOT_DONE, SLOT_LEFT,
+    SLOT_FREE, SLOT_ASKED, SLOT_TAKEN, SLOT_DONE,
     SLOT_STATE = 7,
     SLOT_SLEEPS = 8,             /* the asker sleeps on the word */
+    SLOT_TAG = ~15,              /* generation and thread */
     SLOT_GENERATION_SHIFT = 4,
+    SLOT_GENERATION = 63 << 4,
     SLOT_THREAD_SHIFT = 10,
 };
 
@@ -54,7 +56,9 @@ enum {
 typedef struct {
     uint32_t word;
     uint32_t ask;
+    uint32_t begun;              /* the provider is running: what is late, or dies, from then on is its doing */
     uint32_t answer;
+    uint64_t receipt;
     uint32_t text_nbytes;
     uint64_t provider;
     uint64_t offset;
@@ -85,8 +89,6 @@ typedef struct {
     LM_LINE uint32_t bell;       /* futex of threads of the process that sleep */
     uint32_t sleepers;
     uint32_t spinning;           /* threads of the process that look at `asked` all the time: 0 or 1 */
-    LM_LINE uint32_t freed;      /* futex of askers that found no slot free */
-    uint32_t wanting;
     LM_LINE char last_words[RING_TEXT_NBYTES];   /* of a process that cannot start */
     lm_output output[2];
 } lm_head;
@@ -95,6 +97,16 @@ typedef struct {
 #define RING_BLOCKS_AT (RING_HEAD_NBYTES + RING_SLOTS * RING_SLOT_NBYTES)
 #define RING_LAYOUT ((uint64_t)sizeof(lm_head) << 32 | sizeof(lm_slot))
 #define RING_LAST_WORDS_AT offsetof(lm_head, last_words)
+
+/* What an answer answers. A process that wrote over its ring by mistake has not written this. */
+static inline uint64_t lm_receipt(uint32_t tag, uint32_t ask, uint32_t answer, uint64_t provider, uint64_t offset, uint64_t nbytes)
+{
+    uint64_t h = 0x9e3779b97f4a7c15u ^ ((uint64_t)tag << 32 | ask << 8 | answer);
+    h = (h ^ h >> 29 ^ provider) * 0xbf58476d1ce4e5b9u;
+    h = (h ^ h >> 32 ^ offset) * 0x94d049bb133111ebu;
+    h = (h ^ h >> 29 ^ nbytes) * 0xbf58476d1ce4e5b9u;
+    return h ^ h >> 32;
+}
 
 _Static_assert(sizeof(lm_slot) <= RING_SLOT_NBYTES, "a slot fits its place");
 

@@ -19,12 +19,17 @@ from lazymem.core.ring cimport *
 from lazymem.core.standin cimport operation_end
 from lazymem.core.thread cimport Thread, thread_self
 
+from threading import Lock
+
 
 cdef extern from *:
     """
     #include "ring.h"
     #include <fcntl.h>
     #include <linux/futex.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    #endif
     #include <poll.h>
     #include <pthread.h>
     #include <signal.h>
@@ -40,6 +45,7 @@ cdef extern from *:
 
     static lm_head *lm_watched;
     static int lm_pipes[2] = {-1, -1};       /* the reading ends of descriptors 1 and 2 */
+    static ino_t lm_pipe_inodes[2];
     static uint32_t lm_pipes_open;
 
     static lm_head *lm_map_ring(int fd, uint64_t *nbytes)
@@ -61,7 +67,13 @@ cdef extern from *:
     {
         lm_output *o = &lm_watched->output[k];
         char text[4 << 10];
+        struct stat st;
         ssize_t n;
+        if (fstat(lm_pipes[k], &st) || !S_ISFIFO(st.st_mode) || st.st_ino != lm_pipe_inodes[k]) {
+            lm_pipes[k] = -1;    /* a provider has closed it; perhaps the number is now of something that it opened */
+            __atomic_fetch_sub(&lm_pipes_open, 1, __ATOMIC_SEQ_CST);
+            return;
+        }
         while ((n = read(lm_pipes[k], text, sizeof text)) > 0) {
             uint64_t written = o->written, room = RING_OUTPUT_NBYTES - (written - __atomic_load_n(&o->read, __ATOMIC_SEQ_CST));
             uint64_t i, fits = (uint64_t)n < room ? (uint64_t)n : room;
@@ -97,8 +109,10 @@ cdef extern from *:
             struct pollfd p[3] = {{pidfd, POLLIN, 0}, {lm_pipes[0], POLLIN, 0}, {lm_pipes[1], POLLIN, 0}};
             int wait_ms = pidfd < 0 || asked_to_end.tv_sec ? 200 : 2000;
             int k, n = poll(p, 3, wait_ms);
-            if ((n > 0 && p[0].revents) || getppid() != parent)
+            if (getppid() != parent)
                 _exit(0);
+            if (n > 0 && p[0].revents)
+                pidfd = -1;      /* as above */
             for (k = 0; k < 2; k++)
                 if (n > 0 && lm_pipes[k] >= 0 && p[k + 1].revents)
                     lm_empty_pipe(k);
@@ -118,9 +132,11 @@ cdef extern from *:
         pthread_t thread;
         sigset_t all, before;
         int error, k, ends[2];
+        struct stat st;
         for (k = 0; k < 2; k++) {
-            if (pipe2(ends, O_CLOEXEC))
+            if (pipe2(ends, O_CLOEXEC) || fstat(ends[0], &st))
                 return -errno;
+            lm_pipe_inodes[k] = st.st_ino;
             fcntl(ends[0], F_SETFL, O_NONBLOCK);
             if (dup2(ends[1], k + 1) < 0)
                 return -errno;
@@ -144,6 +160,14 @@ cdef extern from *:
         for (i = 0; i < 100 && __atomic_load_n(&lm_pipes_open, __ATOMIC_SEQ_CST); i++)
             usleep(2000);
     }
+    /* A block's temporary arrays come and go with each request: do not give their pages back to the kernel each time. */
+    static void lm_keep_freed_memory(void)
+    {
+    #ifdef __GLIBC__
+        mallopt(M_MMAP_THRESHOLD, 32 << 20);
+        mallopt(M_TRIM_THRESHOLD, 64 << 20);
+    #endif
+    }
     static int lm_here(void) { return open(".", O_PATH | O_DIRECTORY | O_CLOEXEC); }
     static void lm_go(int fd) { if (fchdir(fd)) { } }
     """
@@ -151,6 +175,7 @@ cdef extern from *:
     lm_head *lm_map_ring(int fd, uint64_t *nbytes) noexcept nogil
     int lm_start_watch() noexcept nogil
     void lm_end_output() noexcept nogil
+    void lm_keep_freed_memory() noexcept nogil
     int lm_here() noexcept nogil
     void lm_go(int fd) noexcept nogil
     void _exit(int status) noexcept nogil
@@ -222,6 +247,7 @@ cdef class Server:
     cdef uint64_t nbytes
     cdef uint64_t block_nbytes
     cdef dict known            # number -> (read_into, lock, provider)
+    cdef dict loading          # number -> held by the thread that loads it
     cdef dict pieces           # (number, slot) -> what came of its pickle
     cdef list staging          # by slot
     cdef object load, explain, grow, tidy, forget
@@ -241,9 +267,11 @@ cdef class Server:
         self.block_nbytes = self.head.block_nbytes
         self.load, self.explain, self.grow, self.tidy, self.forget = load, explain, grow, tidy, forget
         self.known = {}
+        self.loading = {}
         self.pieces = {}
         self.staging = []
         self.here = lm_here()
+        lm_keep_freed_memory()
         for i in range(RING_SLOTS):
             staging = Staging()
             staging.address = block_at(self.head, self.block_nbytes, i)
@@ -288,10 +316,7 @@ cdef class Server:
         cdef Thread *me = thread_self()
         cdef uint32_t depth = min(s.depth, <uint32_t>RING_CHAIN)
         if s.ask == ASK_FORGET:
-            ring_forget(self.head, slot)
-            loaded = self.known.pop(provider, None)
-            if loaded is not None:
-                self.forget(loaded[2])
+            self._forget(s, slot, provider)
             return 0
         if me != NULL:
             memcpy(me.around, s.chain, depth * sizeof(uint64_t))
@@ -302,9 +327,21 @@ cdef class Server:
         else:
             loaded = self.known.get(provider)
             if loaded is None:
-                ring_answer(self.head, slot, ANSWER_UNKNOWN)
+                ring_answer(self.head, slot, ANSWER_UNKNOWN, self._receipt(s, ANSWER_UNKNOWN, provider, s.offset, s.nbytes))
             else:
-                self._fetch(s, slot, loaded)
+                self._fetch(s, slot, provider, loaded)
+        return 0
+
+    cdef uint64_t _receipt(self, lm_slot *s, uint32_t answer, uint64_t provider, uint64_t offset, uint64_t nbytes) noexcept:
+        return lm_receipt(lm_load32(&s.word) & <uint32_t>SLOT_TAG, s.ask, answer, provider, offset, nbytes)
+
+    cdef int _forget(self, lm_slot *s, int slot, uint64_t provider) except -1:
+        lm_store32(&s.begun, 1)
+        loaded = self.known.pop(provider, None)
+        if loaded is not None:
+            self.forget(loaded[2])
+            self.loading.pop(provider, None)
+        ring_answer(self.head, slot, ANSWER_FILLED, 0)
         return 0
 
     cdef int _say(self, lm_slot *s, bytes text) except -1:
@@ -315,30 +352,31 @@ cdef class Server:
         return 0
 
     cdef int _load(self, lm_slot *s, int slot, uint64_t provider) except -1:
-        """Take a piece of a pickle; with the last, load it."""
+        """Take a piece of a pickle; with the last, load it, if no other thread has by now."""
         cdef uint32_t answer = ANSWER_FILLED
-        cdef uint64_t n = min(s.nbytes, self.block_nbytes), total = s.total
+        cdef uint64_t n = min(s.nbytes, self.block_nbytes), offset = s.offset, total = s.total
         key = (provider, slot)
-        if s.offset == 0:
+        if offset == 0:
             self.pieces[key] = bytearray()
-        pieces = self.pieces[key]
+        pieces = self.pieces.setdefault(key, bytearray())
         pieces += (<char *>block_at(self.head, self.block_nbytes, slot))[:n]
         if <uint64_t>len(pieces) >= total:
             del self.pieces[key]
-            if provider not in self.known:
+            with self.loading.setdefault(provider, Lock()):
+                lm_store32(&s.begun, 1)
                 try:
-                    loaded = self.load(bytes(pieces))
-                    self.known.setdefault(provider, loaded)
+                    if provider not in self.known:
+                        self.known[provider] = self.load(bytes(pieces))
                 except BaseException as error:
                     answer, text = self.explain(error)
                     self._say(s, text)
         self._rest()
         if _forked:
             _exit(70)
-        ring_answer(self.head, slot, answer)
+        ring_answer(self.head, slot, answer, self._receipt(s, answer, provider, offset, n))
         return 0
 
-    cdef int _fetch(self, lm_slot *s, int slot, tuple loaded) except -1:
+    cdef int _fetch(self, lm_slot *s, int slot, uint64_t provider, tuple loaded) except -1:
         """Call the provider on the slot's block, zeros until it writes, and answer."""
         cdef Staging staging = <Staging>self.staging[slot]
         cdef uint64_t nbytes = min(s.nbytes, self.block_nbytes), offset = s.offset, sequence = 0
@@ -359,9 +397,11 @@ cdef class Server:
             PyContext_Enter(surroundings)
             try:
                 if loaded[1] is None:
+                    lm_store32(&s.begun, 1)
                     got = loaded[0](view, offset)
                 else:
                     with loaded[1]:
+                        lm_store32(&s.begun, 1)
                         got = loaded[0](view, offset)
             finally:
                 PyContext_Exit(surroundings)
@@ -392,7 +432,7 @@ cdef class Server:
         if text:
             self._say(s, text)
         self._rest()
-        ring_answer(self.head, slot, answer)
+        ring_answer(self.head, slot, answer, self._receipt(s, answer, provider, offset, nbytes))
         if self.tidy is not None:
             self.tidy()
         return 0

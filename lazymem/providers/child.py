@@ -38,13 +38,16 @@ def forget(provider: Any) -> None:
     if closing is not None:
         try:
             closing()
-        except Exception:
+        except BaseException:
             traceback.print_exc()
 
 
 def explain(error: BaseException) -> tuple[int, bytes]:
     """Whether a failure may pass, and what it says."""
-    text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
+    try:
+        text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").replace(b"\0", b"\\x00")
+    except BaseException as another:  # out of memory, say
+        text = f"{type(error).__qualname__}; its traceback cannot be shown: {type(another).__qualname__}".encode()
     if isinstance(error, PageError) and error.errno == 35:  # EDEADLK
         return CYCLE, text
     return (AGAIN if isinstance(error, OSError) and not isinstance(error, _FINAL) else FAILED), text
@@ -76,7 +79,10 @@ def main(given: dict[str, Any]) -> None:
         nonlocal threads
         if threads < THREADS_MAX:
             threads += 1
-            threading.Thread(target=server.serve, name=f"lazymem-provider-{threads}", daemon=True).start()
+            try:
+                threading.Thread(target=server.serve, name=f"lazymem-provider-{threads}", daemon=True).start()
+            except (RuntimeError, MemoryError):  # no more may be had now
+                threads -= 1
 
     # numpy 2 keeps errstate in the surroundings that each request has of its own; numpy 1 on the thread.
     before = np.geterr()

@@ -39,6 +39,8 @@ _flags: list[str] | None = None
 _settings: weakref.WeakValueDictionary[Any, Setting] = weakref.WeakValueDictionary()
 _latest: Setting | None = None
 _attended_by: int | None = None  # the process whose attendant runs
+_writing = threading.Lock()
+_ending = False
 
 
 def _interpreter_flags() -> list[str]:
@@ -118,23 +120,46 @@ def setting_for(block_nbytes: int, processes: int) -> Setting:
 
 def _write(stream: int, text: bytes) -> None:
     """Print what a provider process printed, wherever this program's output goes now."""
-    out = sys.stderr if stream else sys.stdout
-    if out is not None:
-        try:
-            out.write(text.decode("utf-8", "replace"))
-            out.flush()
-        except Exception:  # a closed or broken stream is the program's affair, and not worth its attendant
+    if not _writing.acquire(timeout=1):  # whoever reads this program's output does not
+        return
+    try:
+        out = sys.stderr if stream else sys.stdout
+        if out is None or _ending:
             return
+        if hasattr(out, "buffer"):  # as it is: a character may be cut in two here
+            out.flush()
+            out.buffer.write(text)
+        else:
+            out.write(text.decode("utf-8", "replace"))
+        out.flush()
+    except Exception:  # a closed or broken stream is the program's affair, and not worth its attendant
+        return
+    finally:
+        _writing.release()
+
+
+def _end() -> None:
+    """As the interpreter ends: hand on what there is, and let nobody write from then on, whom it would wait for in vain."""
+    global _ending
+    if _attended_by != os.getpid():
+        return
+    for _ in range(2):  # what was dropped is said when nothing more is
+        drain(_write)
+    held = _writing.acquire(timeout=1)
+    _ending = True
+    if held:
+        _writing.release()
 
 
 def _attend() -> None:
     """Have one thread hand on what processes print, and clear away what they leave."""
-    global _attended_by
+    global _attended_by, _writing
     if _attended_by == os.getpid():
         return
     if _attended_by is None:
         import atexit
 
-        atexit.register(drain, _write)
+        atexit.register(_end)
+    _writing = threading.Lock()  # in a forked child: a thread of the parent may have held it
     _attended_by = os.getpid()
     threading.Thread(target=attend, args=(_write,), name="lazymem-attendant", daemon=True).start()
