@@ -57,7 +57,8 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     made = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=lazymem test", "-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key],
+         "-subj", "/CN=lazymem test", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-addext", "keyUsage=critical,keyCertSign,digitalSignature", "-out", certificate, "-keyout", key],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr

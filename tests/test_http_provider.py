@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import re
+import socket
 import sys
 import threading
 import time
@@ -191,6 +192,38 @@ def test_a_kept_connection_that_the_server_closed(server, url):
             assert (len(server.requests), server.connections) == (before[0] + 2, before[1] + 1)
 
 
+def test_a_connection_that_idled_for_long(server, url, monkeypatch):
+    with provider_of(url) as provider:
+        read(provider, 0, 1)
+        monkeypatch.setattr("lazymem.providers.http_exchange.IDLE_MAX_S", 0)
+        before = server.connections
+        assert read(provider, 5, 5) == BODY[5:10]
+        assert server.connections == before + 1
+
+
+def test_after_silence_no_kept_connection_is_trusted(server, url):
+    """A network that forgot one has forgotten all."""
+    with provider_of(url, timeout=0.3) as provider:
+        barrier = threading.Barrier(4)
+
+        def reading():
+            barrier.wait()
+            read(provider, 0, 10)
+
+        server.misbehave(Misbehaviour(delay_s=0.1), times=4)  # so that each thread has a connection of its own
+        threads = [threading.Thread(target=reading) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.connections == 5
+        server.misbehave(Misbehaviour(stall_after=0), times=1)
+        with pytest.raises(TimeoutError):
+            read(provider, 0, 10)
+        assert read(provider, 0, 10) == BODY[:10]
+        assert server.connections == 6
+
+
 def test_a_word_before_the_answer(server, url):
     server.misbehave(Misbehaviour(before=b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"))
     with provider_of(url) as provider:
@@ -280,22 +313,36 @@ def test_a_head_of_just_64_kib(server, url):
             assert read(provider, 7, 100_000) == BODY[7:100_007]
 
 
-@pytest.mark.parametrize(
-    ("bad", "words"),
-    [
-        ("http://127.0.0.1:{closed}/a?hidden-token", "no connection: Connection refused"),
-        ("http://hidden-user:hidden-password@no-such-host.invalid/a", "name cannot be resolved"),
-    ],
-)
-def test_no_server(bad, words):
-    import socket
-
+def test_no_server():
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        bad = bad.replace("{closed}", str(probe.getsockname()[1]))
-        with pytest.raises(OSError, match=words) as caught:
-            HttpProvider(bad)
+        probe.bind(("127.0.0.1", 0))  # and not listening
+        with pytest.raises(ConnectionRefusedError, match="no connection: Connection refused") as caught:
+            HttpProvider(f"http://hidden-user:hidden-password@127.0.0.1:{probe.getsockname()[1]}/a?hidden-token")
     check_shows_none(caught.value)
+
+
+def test_a_name_that_is_not_known(monkeypatch):
+    def unknown(*arguments, **more):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(OSError, match=r"http://host\.invalid/a: the host's name cannot be resolved") as caught:
+        HttpProvider("http://hidden-user:hidden-password@host.invalid/a")
+    check_shows_none(caught.value)
+
+
+def test_a_server_that_takes_no_connection():
+    """Its queue is full, so nothing answers."""
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for link in (first, second):
+            link.setblocking(False)
+            link.connect_ex(full.getsockname())
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"no connection within 0\.3 s|silent for 0\.3 s"):
+            HttpProvider(f"http://127.0.0.1:{full.getsockname()[1]}/", storage_options={"timeout": 0.3})
+        assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(
@@ -431,6 +478,44 @@ def test_a_close_at_every_byte(server):
             with pytest.raises(ConnectionError, match=f"after {n} of 100 bytes"):
                 read(provider, 50, 100)
             assert read(provider, 50, 100) == SMALL[50:150]
+
+
+def test_all_of_it_under_load(server, url):
+    """Sixteen threads, and a server that fails one request in two: right bytes, or an error that may be asked about again."""
+    ways = [how for how, _, _ in AGAIN.values() if how.stall_after is None] + [
+        Misbehaviour(reset_after=n) for n in (0, 100, 1000)
+    ]
+    count = {"right": 0, "again": 0}
+    wrong = []
+
+    def reading(n):
+        for i in range(30):
+            offset = (n * 7919 + i * 104729) % (len(BODY) - 5000)
+            try:
+                right = read(provider, offset, 5000) == BODY[offset : offset + 5000]
+            except (PageError, FileNotFoundError, PermissionError) as error:
+                wrong.append(error)
+            except OSError:
+                count["again"] += 1
+            else:
+                count["right"] += 1
+                if not right:
+                    wrong.append(offset)
+
+    with provider_of(url) as provider:
+        for i in range(200):
+            server.misbehave(ways[i % len(ways)], times=1)
+            server.misbehave(Misbehaviour(), times=1)
+        threads = [threading.Thread(target=reading, args=(n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert count["right"] + count["again"] == 16 * 30
+        assert 100 < count["again"] <= 200
+        provider.close()
+        assert read(provider, 0, len(BODY)) == BODY
 
 
 # A file that changes.

@@ -9,6 +9,7 @@ from http_kit import BODY, STORAGE, check_shows_none, make_certificate, provider
 from lazymem.errors import PageError
 from lazymem.providers import http_exchange
 from lazymem.providers.http import HttpProvider
+from lazymem.providers.http_address import read_url
 from lazymem.testing import Misbehaviour, RangeServer
 
 
@@ -166,6 +167,22 @@ def test_from_the_internet_to_a_private_address(server, other, monkeypatch):
 )  # fmt: skip
 def test_what_is_the_internet(address, public):
     assert http_exchange.is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "netloc", "target", "shown", "name"),
+    [
+        ("http://H/a/b.npy", "h", "h", "/a/b.npy", "http://h/a/b.npy", "b.npy"),
+        ("HTTPS://u:p@h:443/?q=/x#f", "h", "h", "/?q=/x", "https://h/?...", "h"),
+        ("http://[::1]:8080/a", "::1", "[::1]:8080", "/a", "http://[::1]:8080/a", "a"),
+        ("https://h:80?q", "h", "h:80", "/?q", "https://h:80/?...", "h"),
+        ("http://h/%2fa b/ü", "h", "h", "/%2Fa%20b/%C3%BC", "http://h/%2Fa%20b/%C3%BC", "%C3%BC"),
+    ],
+)
+def test_addresses(url, host, netloc, target, shown, name):
+    address, _ = read_url(url)
+    assert (address.host, address.netloc, address.target) == (host, netloc, target)
+    assert (address.shown, address.name) == (shown, name)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lazymem.providers.http_address import Address
 
 HEAD_MAX_NBYTES = 64 << 10
+IDLE_MAX_S = 50.0  # servers close a connection that idles for a minute or so, and some networks forget it without a word
 # Names and separators as RFC 9112 has them, and nothing that some would read otherwise: no bare line feeds, no folded lines.
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\0]*)?\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)")
 _FIELD = re.compile(rb"([^:\r\n]+):[ \t]*([^\r\n]*)\r\n")
@@ -140,10 +141,13 @@ class Connections:
             except _Unanswered:
                 connection.close()
                 continue  # the next one that is kept; at last a new one, of which this is never said
-            except BaseException:
+            except BaseException as error:
                 connection.close()
+                if isinstance(error, TimeoutError):  # what else is kept may be as dead: the next try begins anew
+                    _close_all(idle)
                 raise
             if whole and answer.keep:
+                connection.idle_since = _now()
                 idle.append(connection)
             else:
                 connection.close()
@@ -152,11 +156,7 @@ class Connections:
     def close(self) -> None:
         """Close what is idle. Blocks: no."""
         for idle in list(self._idle.values()):
-            while True:
-                try:
-                    idle.pop().close()
-                except IndexError:
-                    break
+            _close_all(idle)
 
     def _take(self, idle: list[_Connection], address: Address) -> _Connection:
         while True:
@@ -164,7 +164,7 @@ class Connections:
                 connection = idle.pop()
             except IndexError:
                 return _Connection(address, self._silence_s, self._context() if address.scheme == "https" else None)
-            if not connection.spoiled:
+            if _now() - connection.idle_since < IDLE_MAX_S and not connection.spoiled:
                 return connection
             connection.close()
 
@@ -193,6 +193,7 @@ class _Connection:
         self._received = 0  # bytes of the present answer's head, and what came with it
         self._used = False
         self.public = False
+        self.idle_since = 0.0
 
     def connect(self, address: Address, end: float) -> None:
         """Resolve, connect, and with TLS agree on keys and verify the certificate. Raises what `Connections.get` does."""
@@ -302,6 +303,19 @@ class _Connection:
             _fail(errno.ECONNABORTED, address, f"the TLS connection broke ({error.reason}), {when}")
         code = error.errno or errno.ECONNRESET
         _fail(code, address, f"{error.strerror or os.strerror(code)}, {when}")
+
+
+def _now() -> float:
+    """Seconds, those included that a laptop slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _close_all(idle: list[_Connection]) -> None:
+    while True:
+        try:
+            idle.pop().close()
+        except IndexError:  # other threads take from it too
+            return
 
 
 def _fail(code: int, address: Address, text: str) -> NoReturn:
