@@ -42,20 +42,30 @@ def test_facts(user, folder, flags):
     assert found["file"]["nbytes_moved"] < found["file"]["file_nbytes"] / 1000
     assert found["function"]["nbytes"] == 1 << 40
     assert found["function"]["nbytes_moved"] < 1 << 20
+    python, url = found["python"], found["url"]
+    for part in (python, url):
+        assert all(touch["right"] and touch["value"] == touch["expected"] for touch in part["touched"])
+        assert {touch["what"].split()[0] for touch in part["touched"]} == {"numpy", "pointer"}
+        # What is asked for before it is touched is no fault; each touch moved one block, and nothing else did.
+        assert part["blocks_resident"] == len(part["touched"]) > part["faults"]
+    assert all(touch["right"] for touch in python["lambda"])
+    assert python["touch"]["faults"] == python["touch"]["touches"]
+    assert url["requests"] == 1 + len(url["touched"])  # one to open it
+    assert url["nbytes_moved"] <= len(url["touched"]) << 20
 
 
 def test_text(folder):
     out = demo(None, folder, arguments=())
     lines = out.splitlines()
-    assert 20 <= len(lines) <= 32
+    assert 40 <= len(lines) <= 60
     assert max(map(len, lines)) <= 127
-    assert sum(line.endswith("right") for line in lines) == 11
+    assert sum(line.endswith("right") for line in lines) == 22
     assert "Every value was right" in lines[-1]
     residents = [line.strip() for line in lines if "Resident blocks" in line]
     assert residents[0].startswith("Resident blocks: 6/15259  384 KiB/954 MiB  ")
     assert residents[1].startswith("Resident blocks: 5/16777216  320 KiB/1 TiB  ")
     charts = [line.strip() for line in lines if line.strip().startswith("[")]
-    assert [len(c) for c in charts] == [62, 62]
+    assert [len(c) for c in charts] == [62] * 4
 
 
 def test_a_wrong_value_is_not_called_right():
@@ -75,7 +85,7 @@ def test_a_wrong_value_is_not_called_right():
         """
     )
     assert out.splitlines()[-1] == "status 1"
-    assert out.count("WRONG, expected 31,415,926") == 1
+    assert out.count("WRONG, expected 31,415,926") == 2  # the file, and the same file behind a URL
     assert "SOME VALUES WERE WRONG" in out
 
 

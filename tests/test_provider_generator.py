@@ -7,6 +7,7 @@ import gc
 import itertools
 import mmap
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -358,7 +359,7 @@ async def asynchronous():
         (lambda n: [b"a"], r"cannot be called as <lambda>\(\)"),
         (asynchronous, "async"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),  # the same in every process
 )
 def test_make_is_a_function(make, message):
     with pytest.raises(TypeError, match=message):

@@ -1,9 +1,10 @@
-"""What is it like? A 1 GB file and a 1 TiB array, touched here and there, with everything counted."""
+"""What is it like? Arrays of a file, a C function, Python functions and a URL, touched here and there and counted."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import mmap
 import os
@@ -64,7 +65,7 @@ class Demo:
     def account(self, array: Any) -> dict[str, Any]:
         """Say how little was moved, and show where."""
         stats = settled_stats(array)
-        self.say(f"  Moved {human(stats.nbytes_used)} of {human(stats.nbytes)}, in {stats.faults} faults.")
+        self.say(f"  Moved {human(stats.nbytes_used)} of {human(stats.nbytes)}, in {stats.blocks} blocks.")
         self.say(f"  {resident_line(array)}")
         self.say(f"  {chart(array)}")
         return {
@@ -166,6 +167,76 @@ def function_part(demo: Demo) -> dict[str, Any]:
     return {"made_ns": made_ns, "touched": touched, **moved, "touch": timed}
 
 
+def _squares(out: Any, start: int) -> None:
+    """What a user's fill function looks like: element i is i squared."""
+    i = np.arange(start, start + out.size)
+    np.multiply(i, i, out=out)
+
+
+def python_part(demo: Demo) -> dict[str, Any]:
+    """Functions of Python: they run in another process, so that no touch needs the GIL."""
+    demo.say("3. Functions of Python, run in a process of their own when an element is touched")
+    demo.say("     c = lazymem.from_fill(squares, 10**9, 'i8')")
+    demo.say("     d = lazymem.from_function(lambda i, j: i * j, (10**6, 10**6), 'i8')")
+    start = time.perf_counter_ns()
+    with (
+        lazymem.from_fill(_squares, 10**9, "i8") as c,
+        lazymem.from_function(lambda i, j: i * j, (10**6, 10**6), "i8") as d,
+    ):
+        made_ns = time.perf_counter_ns() - start
+        first = demo.touch("numpy    c[12345]", lambda: c[12_345], 12_345**2)
+        first_ns = time.perf_counter_ns() - start
+        demo.say(f"  both made in {_time(made_ns)}; to the first value it took {_time(first_ns)}, a Python starting included")
+        pointer = ctypes.cast(c.ctypes.data, ctypes.POINTER(ctypes.c_int64))
+        touched = [
+            first,
+            demo.touch("pointer  p[99999999]", lambda: pointer[99_999_999], 99_999_999**2),
+            demo.touch("numpy    c[5 * 10**8 : 5 * 10**8 + 3].sum()", lambda: int(c[5 * 10**8 :][:3].sum()), _SUM),
+            demo.touch("numpy    c[-1]", lambda: c[-1], (10**9 - 1) ** 2),
+        ]
+        products = [
+            demo.touch("numpy    d[123, 456789]", lambda: d[123, 456_789], 123 * 456_789),
+            demo.touch("numpy    d[999999, 999999]", lambda: d[-1, -1], 999_999**2),
+        ]
+        moved = demo.account(c)
+        timed = demo.time_touches(pointer, c)
+        products_moved = settled_stats(d).nbytes_used
+    return {
+        "made_ns": made_ns, "first_value_ns": first_ns, "touched": touched, "lambda": products, **moved, "touch": timed,
+        "lambda_nbytes_moved": products_moved,
+    }  # fmt: skip
+
+
+_SUM = sum(i * i for i in range(5 * 10**8, 5 * 10**8 + 3))
+
+
+def url_part(demo: Demo, folder: str) -> dict[str, Any]:
+    """The file of part 1 again, from a server."""
+    from lazymem.testing.apart import ServerApart  # in a process of its own: a touch may hold this one's GIL
+
+    path = os.path.join(folder, "demo.npy")
+    with ServerApart({"demo.npy": path}) as server:
+        url = server.url_of("demo.npy")
+        demo.say("4. The file of part 1 over HTTP, from a server that was started for it")
+        demo.say(f"     e = lazymem.open({url!r})")
+        start = time.perf_counter_ns()
+        with lazymem.open(url) as e:
+            opened_ns = time.perf_counter_ns() - start
+            demo.say(f"  {e.dtype} {e.shape}, opened in {_time(opened_ns)}")
+            pointer = ctypes.cast(e.ctypes.data, ctypes.POINTER(ctypes.c_double))
+            touched = [
+                demo.touch("numpy    e[123, 4567]", lambda: int(e[123, 4567]), PLACES[0]),
+                demo.touch("numpy    e[3141, 5926]", lambda: int(e[3141, 5926]), PLACES[1]),
+                demo.touch(f"pointer  p[{PLACES[2]}]", lambda: int(pointer[PLACES[2]]), PLACES[2]),
+                demo.touch("numpy    e[-1, -1]", lambda: int(e[-1, -1]), PLACES[4]),
+                demo.touch("pointer  p[12000000], in a hole", lambda: int(pointer[12_000_000]), 0),
+            ]
+            moved = demo.account(e)
+        requests = server.counts()["requests"]
+        demo.say(f"  The server was asked {requests} times.")
+    return {"opened_ns": opened_ns, "requests": requests, "touched": touched, **moved}
+
+
 def run(args: argparse.Namespace) -> int:
     """The command. Returns the exit status."""
     system.require()
@@ -173,10 +244,18 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="lazymem-demo-") as folder:
         of_file = file_part(demo, folder)
         demo.say()
-    of_function = function_part(demo)
+        of_function = function_part(demo)
+        demo.say()
+        of_python = python_part(demo)
+        demo.say()
+        of_url: dict[str, Any] | None = None
+        if importlib.util.find_spec("urllib3") is not None:
+            of_url = url_part(demo, folder)
+        else:
+            demo.say("4. The file over HTTP: left out, since urllib3 is not installed (pip install 'lazymem[http]')")
     demo.say()
     verdict = "Every value was right" if demo.right else "SOME VALUES WERE WRONG"
     demo.say(f"{verdict}; delivery '{of_file['delivery']}' (what that means: lazymem doctor).")
     if args.json:
-        print(json.dumps({"right": demo.right, "file": of_file, "function": of_function}))
+        print(json.dumps({"right": demo.right, "file": of_file, "function": of_function, "python": of_python, "url": of_url}))
     return 0 if demo.right else 1
