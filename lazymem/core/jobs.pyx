@@ -8,14 +8,14 @@ A second kind of job has the kernel join what a populate has made resident into 
 4 KiB pages is scanned at two thirds of the speed of numpy's own memory, which is huge pages. It runs behind populate, for 2 MiB that are
 resident whole; where the kernel refuses, nothing is lost.
 """
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from lazymem.core.abi cimport MADV_COLLAPSE
 from lazymem.core.fill cimport region_need
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region
 from lazymem.core.table cimport DIRTY, RESIDENT, STATE
-from lazymem.core.thread cimport Thread, thread_self
+from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_self
 
 
 cdef extern from *:
@@ -66,6 +66,8 @@ ctypedef struct Job:
     uint32_t at_work     # helpers on it now
     int error            # of the first block that failed; the job ends there
     uint64_t failed_block
+    uint32_t around_depth  # of the thread that posted it, in a provider process: what waits for it waits for its helpers
+    uint64_t around[CHAIN_MAX]
     bint posted          # nobody waits for it: the last to leave removes it
     bint used
 
@@ -135,6 +137,7 @@ cdef void *_helper(void *unused) noexcept nogil:
     """The life of a fetcher thread. GIL: never. Blocks: for ever, between jobs."""
     cdef Job *job
     cdef uint32_t heard
+    cdef Thread *me = thread_self()
     lm_name_helper()
     while True:
         heard = lm_load32(&_bell)
@@ -147,6 +150,9 @@ cdef void *_helper(void *unused) noexcept nogil:
         if job == NULL:
             lm_futex_wait(&_bell, heard, 3600000000000)
             continue
+        if me != NULL:
+            me.around_depth = job.around_depth
+            memcpy(me.around, job.around, sizeof(me.around))
         if job.collapse:
             _collapse(job)
         else:
@@ -160,6 +166,7 @@ cdef void *_helper(void *unused) noexcept nogil:
 cdef Job *_post(Region *r, uint64_t first, uint64_t last, uint32_t helpers, bint posted, bint collapse) noexcept nogil:
     """Return: NULL when the table is full or no thread can be started."""
     cdef Job *job = NULL
+    cdef Thread *me = thread_self()
     cdef int i
     lm_jobs_enter()
     while _helpers < helpers and _helpers < HELPERS_MAX and lm_start_helper(_helper) == 0:
@@ -178,6 +185,9 @@ cdef Job *_post(Region *r, uint64_t first, uint64_t last, uint32_t helpers, bint
         job.helpers = helpers
         job.posted = posted
         job.collapse = collapse
+        if me != NULL:
+            job.around_depth = me.around_depth
+            memcpy(job.around, me.around, sizeof(me.around))
         job.used = True
     lm_jobs_exit()
     if job != NULL:

@@ -57,5 +57,5 @@ cdef void rings_rest() noexcept nogil
 cdef int rings_count(int *pids, int most) noexcept nogil
 cdef void rings_forget() noexcept nogil
 cdef void process_serves(uint32_t level) noexcept nogil
-cdef void process_serving(const uint64_t *chain, uint32_t depth) noexcept nogil
+cdef void process_serving(uint32_t server, const uint64_t *chain, uint32_t depth) noexcept nogil
 cdef bint process_is_provider() noexcept nogil

@@ -71,10 +71,15 @@ cdef enum:
     RINGS = 256
     LEVELS_MAX = 4         # of provider processes below one another
     LOST_MAX = 16          # attempts of one fetch that are not counted
+    SERVING_MAX = 16       # threads that serve
 
     EPOCH_SHIFT = 24
     STARTING = 1 << 23
     NUMBER = (1 << 24) - 1
+
+ctypedef struct Waiting:
+    uint32_t depth         # 0: nobody
+    uint64_t chain[RING_CHAIN]
 
 cdef uint64_t SLICE_NS = 50000000
 cdef uint64_t BACKOFF_NS = 20000000
@@ -92,8 +97,8 @@ cdef Ring _rings[RINGS]
 memset(_rings, 0, sizeof(_rings))
 cdef uint32_t _epoch = 0           # forks above this process, modulo 256
 cdef uint32_t _level = 0           # 0: a user's process; else a provider process, so many below it
-cdef uint64_t _around[RING_CHAIN]  # of the request that this process took last, for threads that a provider started
-cdef uint32_t _around_depth = 0
+cdef Waiting _waiting[SERVING_MAX]  # for what each of this process's serving threads is at
+cdef uint64_t _waiting_moves = 0   # odd while one of them changes
 cdef uint64_t _asks = 0            # moves with every request
 cdef uint32_t _attending = 0       # 1: a thread is looking after rings
 cdef uint32_t _resting = 0         # futex: the attendant sleeps until somebody asks
@@ -449,20 +454,48 @@ cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, ui
 # ---------------------------------------------------------------------------------------------------------------------------
 # A fetch
 
+cdef uint32_t _chain_in_common(uint64_t *chain) noexcept nogil:
+    """Which arrays wait for a thread that a provider has started? Nothing says for which request: those that wait for all that are
+    under way. A cycle that this does not see is seen one process further down. Return: how many."""
+    cdef uint64_t before
+    cdef uint32_t depth, k
+    cdef int i
+    cdef bint found
+    cdef Waiting *w
+    while True:
+        before = lm_load64(&_waiting_moves)
+        depth = 0
+        found = False
+        for i in range(SERVING_MAX):
+            w = &_waiting[i]
+            if w.depth == 0:
+                continue
+            if not found:
+                depth = w.depth
+                memcpy(chain, w.chain, sizeof(w.chain))
+            k = 0
+            while k < depth and k < w.depth and chain[k] == w.chain[k]:
+                k += 1
+            depth = k
+            found = True
+        lm_loads_done()
+        if not before & 1 and lm_load64(&_waiting_moves) == before:
+            return depth
+        lm_pause()
+
+
 cdef int _chain_of(Asking *a, uint64_t *chain) noexcept nogil:
     """Which arrays wait for this fetch, itself last. Return: how many; -EDEADLK it waits for itself; -ELOOP too many."""
     cdef Thread *me = thread_self()
-    cdef const uint64_t *around = _around
     cdef uint32_t depth = 0, i
     if me != NULL and me.around_depth:
-        around = me.around
         depth = me.around_depth
+        memcpy(chain, me.around, depth * sizeof(uint64_t))
     elif _level:
-        depth = lm_load32(&_around_depth)
+        depth = _chain_in_common(chain)
     for i in range(depth):
-        if around[i] == a.identity:
+        if chain[i] == a.identity:
             return -EDEADLK
-        chain[i] = around[i]
     if depth >= <uint32_t>RING_CHAIN or _level >= LEVELS_MAX:
         return -ELOOP
     chain[depth] = a.identity
@@ -679,11 +712,13 @@ cdef int rings_count(int *pids, int most) noexcept nogil:
 
 cdef void rings_forget() noexcept nogil:
     """In a forked child: rings and processes are the parent's. GIL: any. Blocks: no."""
-    global _epoch, _resting, _attending
+    global _epoch, _resting, _attending, _waiting_moves
     cdef int i
     _epoch = (_epoch + 1) & 255
     _resting = 0
     _attending = 0
+    _waiting_moves = 0
+    memset(_waiting, 0, sizeof(_waiting))
     for i in range(RINGS):
         if _rings[i].life != RING_NONE:
             lm_close_pidfd(_rings[i].pidfd, _rings[i].pid)
@@ -696,11 +731,14 @@ cdef void process_serves(uint32_t level) noexcept nogil:
     _level = level
 
 
-cdef void process_serving(const uint64_t *chain, uint32_t depth) noexcept nogil:
-    """It has taken a request that so many arrays wait for. GIL: any."""
-    global _around_depth
-    memcpy(_around, chain, depth * sizeof(uint64_t))
-    lm_store32(&_around_depth, depth)
+cdef void process_serving(uint32_t server, const uint64_t *chain, uint32_t depth) noexcept nogil:
+    """One of its threads has taken a request that so many arrays wait for; 0: has answered it. GIL: held."""
+    cdef Waiting *w = &_waiting[server % <uint32_t>SERVING_MAX]
+    lm_add64(&_waiting_moves, 1)
+    w.depth = depth
+    if depth:
+        memcpy(w.chain, chain, depth * sizeof(uint64_t))
+    lm_add64(&_waiting_moves, 1)
 
 
 cdef bint process_is_provider() noexcept nogil:

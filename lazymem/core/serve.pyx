@@ -253,6 +253,7 @@ cdef class Server:
     cdef object load, explain, grow, tidy, forget
     cdef uint32_t idle
     cdef uint32_t at_work
+    cdef uint32_t servers
     cdef int here
 
     def __cinit__(self, int fd, load, explain, grow, tidy, forget):
@@ -290,6 +291,9 @@ cdef class Server:
     def serve(self):
         """Take requests and answer them until the process is asked to end. Blocks: until then. GIL: released while waiting."""
         cdef int slot
+        cdef uint32_t server = self.servers
+        cdef Thread *me = thread_self()
+        self.servers += 1
         while True:
             self.idle += 1
             with nogil:
@@ -300,7 +304,10 @@ cdef class Server:
             if self.idle == 0:
                 self.grow()
             self.at_work += 1
-            self._answer(slot)
+            self._answer(slot, server)
+            process_serving(server, NULL, 0)
+            if me != NULL:
+                me.around_depth = 0
             self.at_work -= 1
 
     def finish(self):
@@ -310,7 +317,7 @@ cdef class Server:
         with nogil:
             lm_end_output()
 
-    cdef int _answer(self, int slot) except -1:
+    cdef int _answer(self, int slot, uint32_t server) except -1:
         cdef lm_slot *s = slot_at(self.head, slot)
         cdef uint64_t provider = s.provider
         cdef Thread *me = thread_self()
@@ -321,7 +328,7 @@ cdef class Server:
         if me != NULL:
             memcpy(me.around, s.chain, depth * sizeof(uint64_t))
             me.around_depth = depth
-        process_serving(s.chain, depth)
+        process_serving(server, s.chain, depth)
         if s.ask == ASK_LOAD:
             self._load(s, slot, provider)
         else:
