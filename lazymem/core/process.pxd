@@ -54,6 +54,7 @@ cdef void process_end(Place *place) noexcept nogil
 cdef void provider_forget(Asking *asking) noexcept nogil
 cdef bint rings_attend(uint64_t *said, uint64_t *dropped, char *text, uint32_t *stream) noexcept nogil
 cdef void rings_rest() noexcept nogil
+cdef void rings_flush(uint64_t deadline_ns) noexcept nogil
 cdef int rings_count(int *pids, int most) noexcept nogil
 cdef void rings_forget() noexcept nogil
 cdef void process_serves(uint32_t level) noexcept nogil

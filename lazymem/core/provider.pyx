@@ -216,6 +216,12 @@ def attend(write):
             rings_rest()
 
 
+def flush(uint64_t timeout_ns):
+    """Have `drain` find what was printed up to now. Blocks: until the timeout at most. GIL: released meanwhile."""
+    with nogil:
+        rings_flush(lm_now_ns() + timeout_ns)
+
+
 def drain(write):
     """Hand on what processes have printed so far. As `attend`, but returns. Blocks: as `write` does. Thread: one at a time."""
     cdef char text[RING_OUTPUT_NBYTES]

@@ -42,6 +42,7 @@ enum {
     ASK_FETCH,                   /* fill the slot's block: bytes [offset, offset + nbytes) of `provider` */
     ASK_LOAD,                    /* the block holds bytes [offset, offset + nbytes) of its pickle of `total` */
     ASK_FORGET,                  /* it is needed no more; nobody waits for the answer */
+    ASK_FLUSH,                   /* answer when what was printed is in the ring */
 };
 
 enum {

@@ -7,7 +7,7 @@ cdef extern from "ring.h" nogil:
         RING_LAST_WORDS_AT
         SLOT_FREE, SLOT_ASKED, SLOT_TAKEN, SLOT_DONE, SLOT_STATE, SLOT_SLEEPS, SLOT_TAG
         SLOT_GENERATION_SHIFT, SLOT_GENERATION, SLOT_THREAD_SHIFT
-        ASK_FETCH, ASK_LOAD, ASK_FORGET
+        ASK_FETCH, ASK_LOAD, ASK_FORGET, ASK_FLUSH
         ANSWER_FILLED, ANSWER_AGAIN, ANSWER_FAILED, ANSWER_UNKNOWN, ANSWER_KEPT, ANSWER_CYCLE
     uint64_t RING_LAYOUT
     ctypedef struct lm_slot:
@@ -81,6 +81,7 @@ ctypedef struct Ring:
     uint64_t nbytes
     uint64_t block_nbytes
     uint64_t spin_ns
+    uint64_t started_ns
     uint32_t life
     uint32_t users       # threads in it: it is unmapped when it is dead and they are none
     uint32_t busy        # requests under way
@@ -105,7 +106,7 @@ cdef enum Waited:
     WAITED_DONE = 0
     WAITED_DEAD = 1         # the process has ended
     WAITED_LATE = 2         # nothing has moved for as long as it may
-    WAITED_QUEUED = 3       # its turn has not come before the deadline
+    WAITED_QUEUED = 3       # its turn has not come before the deadline, or only just
     WAITED_INTERRUPTED = 4
     WAITED_DISOWNED = 5     # the thread is so late that its claim was taken over
     WAITED_BROKEN = 6       # the process has written over the slot

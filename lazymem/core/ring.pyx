@@ -80,8 +80,8 @@ cdef void _free_left(Ring *ring, int i, uint32_t word) noexcept nogil:
     if (seen & ~<uint32_t>SLOT_SLEEPS) == (SLOT_ASKED | tag) and word >> SLOT_THREAD_SHIFT:
         if not lm_cas32(&s.word, seen, SLOT_FREE):  # no thread asked: what was asked for is to be done all the same
             return
-    elif (seen & ~<uint32_t>SLOT_SLEEPS) != (SLOT_DONE | tag):
-        return
+    elif (seen & ~<uint32_t>SLOT_SLEEPS) != (SLOT_DONE | tag) or s.answer == ANSWER_KEPT:
+        return  # kept: what still looks at the block would look at the next request's
     _free_claim(ring, &ring.claims[i], word)
 
 
@@ -283,12 +283,14 @@ cdef int ring_wait(Ring *ring, int slot, uint32_t tag, uint64_t spin_ns, uint64_
                 answered = lm_load32(&ring.answered)
                 moved_ns = now_ns
         if ring_is_dead(ring):
-            return WAITED_DEAD
+            begun[0] = lm_load32(&s.begun) != 0
+            return _accept(ring, slot, tag) if (lm_load32(&s.word) & ~<uint32_t>SLOT_SLEEPS) == done else WAITED_DEAD
         if (word & ~<uint32_t>SLOT_SLEEPS) not in (SLOT_ASKED | tag, SLOT_TAKEN | tag):
             return WAITED_BROKEN
         until_ns = min(deadline_ns, moved_ns + patience_ns) if moved_ns else deadline_ns
         if now_ns >= until_ns:
-            return WAITED_QUEUED if moved_ns and not begun[0] and now_ns < moved_ns + patience_ns else WAITED_LATE
+            # A provider that the deadline hardly left any time to is not killed for it.
+            return WAITED_QUEUED if moved_ns and now_ns < moved_ns + (patience_ns // 2 if begun[0] else patience_ns) else WAITED_LATE
         if me != NULL and me.interrupted != NULL and me.interrupted():
             return WAITED_INTERRUPTED
         if not word & SLOT_SLEEPS and not lm_cas32(&s.word, word, word | SLOT_SLEEPS):

@@ -19,6 +19,7 @@ from lazymem.core.ring cimport *
 from lazymem.core.standin cimport operation_end
 from lazymem.core.thread cimport Thread, thread_self
 
+from numbers import Integral
 from threading import Lock
 
 
@@ -34,6 +35,7 @@ cdef extern from *:
     #include <pthread.h>
     #include <signal.h>
     #include <stdio.h>
+    #include <sys/ioctl.h>
     #include <sys/mman.h>
     #include <sys/prctl.h>
     #include <sys/stat.h>
@@ -46,7 +48,7 @@ cdef extern from *:
     static lm_head *lm_watched;
     static int lm_pipes[2] = {-1, -1};       /* the reading ends of descriptors 1 and 2 */
     static ino_t lm_pipe_inodes[2];
-    static uint32_t lm_pipes_open;
+    static uint32_t lm_pipes_open, lm_emptying;
 
     static lm_head *lm_map_ring(int fd, uint64_t *nbytes)
     {
@@ -74,6 +76,7 @@ cdef extern from *:
             __atomic_fetch_sub(&lm_pipes_open, 1, __ATOMIC_SEQ_CST);
             return;
         }
+        __atomic_store_n(&lm_emptying, 1, __ATOMIC_SEQ_CST);
         while ((n = read(lm_pipes[k], text, sizeof text)) > 0) {
             uint64_t written = o->written, room = RING_OUTPUT_NBYTES - (written - __atomic_load_n(&o->read, __ATOMIC_SEQ_CST));
             uint64_t i, fits = (uint64_t)n < room ? (uint64_t)n : room;
@@ -82,10 +85,27 @@ cdef extern from *:
             o->dropped += (uint64_t)n - fits;
             __atomic_store_n(&o->written, written + fits, __ATOMIC_SEQ_CST);
         }
+        __atomic_store_n(&lm_emptying, 0, __ATOMIC_SEQ_CST);
         if (n == 0) {   /* nobody can write to it any more */
             close(lm_pipes[k]);
             lm_pipes[k] = -1;
             __atomic_fetch_sub(&lm_pipes_open, 1, __ATOMIC_SEQ_CST);
+        }
+    }
+
+    /* What was printed so far is in the ring, or half a second has passed. */
+    static void lm_await_output(void)
+    {
+        int i, k, n, waiting = 1;
+        for (i = 0; i < 2500 && waiting; i++) {
+            waiting = 0;
+            for (k = 0; k < 2; k++)
+                if (lm_pipes[k] >= 0 && ioctl(lm_pipes[k], FIONREAD, &n) == 0 && n > 0)
+                    waiting = 1;
+            if (waiting || __atomic_load_n(&lm_emptying, __ATOMIC_SEQ_CST)) {   /* in this order: see lm_empty_pipe */
+                waiting = 1;
+                usleep(200);
+            }
         }
     }
 
@@ -174,6 +194,7 @@ cdef extern from *:
     lm_head *lm_watched
     lm_head *lm_map_ring(int fd, uint64_t *nbytes) noexcept nogil
     int lm_start_watch() noexcept nogil
+    void lm_await_output() noexcept nogil
     void lm_end_output() noexcept nogil
     void lm_keep_freed_memory() noexcept nogil
     int lm_here() noexcept nogil
@@ -325,6 +346,11 @@ cdef class Server:
         if s.ask == ASK_FORGET:
             self._forget(s, slot, provider)
             return 0
+        if s.ask == ASK_FLUSH:
+            with nogil:
+                lm_await_output()
+                ring_answer(self.head, slot, ANSWER_FILLED, lm_receipt(0, ASK_FLUSH, ANSWER_FILLED, 0, 0, 0))
+            return 0
         if me != NULL:
             memcpy(me.around, s.chain, depth * sizeof(uint64_t))
             me.around_depth = depth
@@ -414,7 +440,7 @@ cdef class Server:
                 PyContext_Exit(surroundings)
                 if operation_end(sequence):  # an array that it touched, as memory, could not be fetched
                     blame(sequence, ())
-            if got is not None and got != nbytes:
+            if got is not None and not (isinstance(got, Integral) and got == nbytes):
                 answer = ANSWER_FAILED
                 text = (f"read_into(buffer, {offset}) returned {got!r}: it must fill all {nbytes} bytes, and return None or "
                         f"{nbytes}").encode("utf-8", "replace")

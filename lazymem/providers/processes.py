@@ -14,11 +14,13 @@ import weakref
 from typing import Any
 
 from lazymem import system
-from lazymem.core.provider import LAST_WORDS_AT, LAST_WORDS_NBYTES, Setting, attend, drain, in_provider_process
+from lazymem.core.provider import LAST_WORDS_AT, LAST_WORDS_NBYTES, Setting, attend, drain, flush, in_provider_process
 from lazymem.executable import interpreter
 
 # Longer than a provider takes over a block of some pages, short beside what waking a sleeping process costs.
 SPIN_NS = 100_000
+# How long the end of the interpreter waits for what a provider has printed just before.
+FLUSH_NS = 200_000_000
 # The least that a ring has room for in each slot: what most arrays ask for goes through one set.
 ROOM_NBYTES = 1 << 20
 
@@ -143,6 +145,7 @@ def _end() -> None:
     global _ending
     if _attended_by != os.getpid():
         return
+    flush(FLUSH_NS)
     for _ in range(2):  # what was dropped is said when nothing more is
         drain(_write)
     held = _writing.acquire(timeout=1)

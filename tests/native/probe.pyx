@@ -6,6 +6,7 @@ from posix.ioctl cimport ioctl
 from lazymem.core.abi cimport *
 from lazymem.core.native cimport *
 from lazymem.core.pool cimport pool_give, pool_take
+from lazymem.core.ring cimport RING_HEAD_NBYTES, RING_SLOT_NBYTES, RING_SLOTS
 from lazymem.core.region cimport LIVE, Region, region_at, region_enter, region_leave
 from lazymem.core.table cimport *
 from lazymem.core.uffd cimport *
@@ -227,3 +228,8 @@ cdef class Words:
 
 STATES = {"MISSING": MISSING, "FILLING": FILLING, "RESIDENT": RESIDENT, "FAILED": FAILED, "WAITERS": WAITERS,
           "SHIFT": DETAIL_SHIFT}
+
+
+def ring_layout():
+    """How the memory begins that a provider process shares: (bytes of the head, slots, bytes of a slot)"""
+    return RING_HEAD_NBYTES, RING_SLOTS, RING_SLOT_NBYTES
