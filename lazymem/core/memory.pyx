@@ -15,7 +15,7 @@ from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
 from lazymem.core.limit cimport account_for_memory, memory_limit_set
 from lazymem.core.native cimport *
 from lazymem.core.region cimport *
-from lazymem.core.source cimport FileSource, NativeSource
+from lazymem.core.source cimport NativeSource
 from lazymem.core.standin cimport forget_standins
 from lazymem.core.table cimport DIRTY, FAILED, MISSING, RESIDENT, STATE
 from lazymem.core.thread cimport Thread, thread_self
@@ -446,8 +446,7 @@ cdef class Memory:
             raise TimeoutError(f"array {self.name!r}: a fetch is still running; its memory is gone all the same")
         if error:
             raise OSError(-error, f"cannot unmap array {self.name!r}")
-        if isinstance(self._source, FileSource):
-            (<FileSource>self._source).close()
+        self._source.close()
         if _dying:
             reap()
         return True

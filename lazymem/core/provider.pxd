@@ -14,3 +14,4 @@ cdef class ProviderSource(NativeSource):
     cdef Asking *_asking
     cdef readonly Setting setting
     cdef readonly bytes pickled
+    cdef bint _closed

@@ -180,9 +180,16 @@ cdef class ProviderSource(NativeSource):
                     text = None
         return None if text is None else ProviderError(text.decode("utf-8", "replace"))
 
+    cdef int close(self) except -1:
+        """Its processes forget it: they call the provider's own close()."""
+        if not self._closed:
+            self._closed = True
+            provider_forget(self._asking)
+        return 0
+
     def __dealloc__(self):
         if self._asking != NULL:
-            provider_forget(self._asking)
+            self.close()
             free(self._asking)
 
 

@@ -28,6 +28,7 @@ cdef class NativeSource:
     cdef readonly uint64_t nbytes
     cdef readonly str kind
     cdef object explain(self, uint64_t offset)
+    cdef int close(self) except -1
 
 cdef class MemorySource(NativeSource):
     cdef Py_buffer _view

@@ -91,6 +91,10 @@ cdef class NativeSource:
         """What was said when the block at `offset` could not be fetched: an exception to chain, or None. GIL: held."""
         return None
 
+    cdef int close(self) except -1:
+        """Let go of what only fetches need. The caller knows that none is running, and none will. GIL: held. Blocks: briefly."""
+        return 0
+
 
 cdef class MemorySource(NativeSource):
     """Bytes of any object with a contiguous buffer, held for as long as this lives.
@@ -154,11 +158,11 @@ cdef class FileSource(NativeSource):
         self.source.ctx = &self._file
         self.source.leaf = True
 
-    def close(self):
-        """Close the descriptor. The caller knows that no fetch is running. GIL: kept. Blocks: as close(2) does."""
+    cdef int close(self) except -1:
         if self._file.fd >= 0:
             close(self._file.fd)
             self._file.fd = -1
+        return 0
 
     def __dealloc__(self):
         if self._file.fd >= 0:
