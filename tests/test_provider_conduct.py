@@ -152,8 +152,10 @@ def fail_twice(delivery):
 # ---------------------------------------------------------------------------------------------------------------------------
 # It does odd things, and is right
 
-RIGHT = ["returns_the_count", "keeps_buffer_itself", "keeps_in_cycle", "forks", "child_returns", "child_raises", "starts_threads",
-         "changes_signals", "closes_descriptors", "closes_and_opens_descriptors"]  # fmt: skip
+RIGHT = [
+    "returns_the_count", "keeps_buffer_itself", "keeps_in_cycle", "forks", "child_returns", "child_raises", "starts_threads",
+    "changes_signals", "closes_descriptors", "closes_and_opens_descriptors",
+]  # fmt: skip
 
 
 @as_somebody
@@ -252,8 +254,7 @@ def scribble(place, delivery):
                 assert np.array_equal(array, np.arange(array.size)), (byte, after)
                 right += 1
             except lm.PageError as error:
-                assert error.errno in (LATE, DIED), error
-                failed += 1
+                failed += error.errno in (LATE, DIED)
     assert right >= 4, "who shares a process with it gets on"
     assert right + failed == 12
 
@@ -266,7 +267,8 @@ def scribble(place, delivery):
 def test_what_it_prints_comes_out_in_order(user, delivery):
     status, out, err = end_of_child(print_something, delivery, user=user)
     assert status == 0, err
-    assert out.replace("\ufffd", "?").splitlines() == [*(f"out {i} \N{SNOWMAN}" for i in range(100)), "below Python ?", "the end"]
+    want = [*(f"out {i} \N{SNOWMAN}" for i in range(100)), "below Python \ufffd", "the end"]
+    assert out.splitlines() == want
     assert err.splitlines() == [f"err {i}" for i in range(100)]
 
 
@@ -278,8 +280,15 @@ def print_something(delivery):
     print("the end", flush=True)
 
 
+TOUCHES = {
+    "an item": lambda a: a[0] == 0,
+    "an item, the GIL held": lambda a: np.asarray(a)[0] == 0,
+    "a list, the GIL held": lambda a: np.asarray(a).tolist() == Odd("").right().tolist(),
+}
+
+
 @as_somebody
-@pytest.mark.parametrize("touch", ["np.asarray(a)[0]", "np.asarray(a).tolist()", "a[0]"])
+@pytest.mark.parametrize("touch", TOUCHES)
 def test_a_mebibyte_while_the_gil_is_held(touch, user, delivery):
     status, out, err = end_of_child(print_a_mebibyte, touch, delivery, user=user, timeout=30)
     assert status == 0, err
@@ -289,15 +298,14 @@ def test_a_mebibyte_while_the_gil_is_held(touch, user, delivery):
     assert "the end" in err
     dropped = sum(int(n) for n in re.findall(r"lazymem: (\d+) bytes that a provider wrote to stdout were dropped", err))
     assert len(out) + dropped == 1 << 20
-    if touch.startswith("np."):
-        assert len(out) <= 1 << 15, "nobody took them: what the ring holds"
+    if touch != "an item":
+        assert len(out) <= 1 << 16, "nobody could hand them on: the ring holds so much, and who waits for the GIL to do it"
         assert dropped
 
 
 def print_a_mebibyte(touch, delivery):
     a = array_of(Odd("prints_a_mebibyte"), delivery)
-    value = eval(touch)
-    assert value == 0 or value == Odd("").right().tolist()
+    assert TOUCHES[touch](a)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
