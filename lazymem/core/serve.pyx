@@ -285,7 +285,6 @@ cdef class Server:
             raise OSError(EPROTO, "no ring of this version of lazymem: is another version installed for this interpreter?")
         if <uint32_t>getppid() != self.head.server_of:
             _exit(0)
-        close(fd)
         self.block_nbytes = self.head.block_nbytes
         self.load, self.explain, self.grow, self.tidy, self.forget = load, explain, grow, tidy, forget
         self.known = {}
@@ -304,6 +303,7 @@ cdef class Server:
         error = lm_start_watch()
         if error:
             raise OSError(-error, "the watching thread cannot be started")
+        close(fd)
 
     def ready(self):
         """Say that requests are taken from now on."""
@@ -312,7 +312,7 @@ cdef class Server:
     def serve(self):
         """Take requests and answer them until the process is asked to end. Blocks: until then. GIL: released while waiting."""
         cdef int slot
-        cdef uint32_t server = self.servers
+        cdef uint32_t server = self.servers, tag
         cdef Thread *me = thread_self()
         self.servers += 1
         while True:
@@ -322,19 +322,41 @@ cdef class Server:
             self.idle -= 1
             if slot < 0:
                 return
-            if self.idle == 0:
-                self.grow()
             self.at_work += 1
-            self._answer(slot, server)
+            tag = lm_load32(&slot_at(self.head, slot).word) & <uint32_t>SLOT_TAG
+            try:
+                if self.idle == 0:
+                    self.grow()
+                self._answer(slot, server)
+            except BaseException as error:
+                self._fail(slot, tag, error)
             process_serving(server, NULL, 0)
             if me != NULL:
                 me.around_depth = 0
             self.at_work -= 1
 
+    cdef void _fail(self, int slot, uint32_t tag, object error) noexcept:
+        """Answer for a thread that did not come to it, though no provider raised: out of memory, or an exception was sent to it."""
+        cdef lm_slot *s = slot_at(self.head, slot)
+        cdef uint32_t answer = ANSWER_FAILED
+        if (lm_load32(&s.word) & ~<uint32_t>SLOT_SLEEPS) != (SLOT_TAKEN | tag):
+            return  # it had answered
+        s.text_nbytes = 0
+        try:
+            answer, text = self.explain(error)
+            self._say(s, text)
+        except BaseException:
+            pass
+        ring_answer(self.head, slot, answer, self._receipt(s, answer, s.provider, s.offset, s.nbytes))
+
     def finish(self):
-        """Tell every provider that it is needed no more, and hand over what was printed. The process ends next. Blocks: briefly."""
+        """Tell every provider that it is needed no more, and hand over what was printed. The process ends next. Blocks: until other
+        threads have done so too; some close() that hangs is ended by the watching thread."""
         for _, _, provider in list(self.known.values()):
             self.forget(provider)
+        while self.at_work:
+            with nogil:
+                lm_sleep_ns(5000000)
         with nogil:
             lm_end_output()
 
