@@ -1,9 +1,11 @@
-"""What may a provider do with another lazy array? Providers for the tests, imported by their processes too."""
+"""What may a provider do with another lazy array, and how is it seen what came of it? Their processes import this too."""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -110,3 +112,40 @@ class Reporting(Over):
         self._report("before")
         super().read_into(buffer, offset)
         self._report("after")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# How a test looks at them
+
+
+def family():
+    """The provider processes below this process, at any depth: {pid: how deep}."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "stat").read_text().rpartition(")")[2].split()
+            if words[0] not in "ZX" and b"lazymem-provider" in (process / "cmdline").read_bytes():
+                parents[int(process.name)] = int(words[1])
+        except OSError:
+            continue
+    found, layer = {}, [os.getpid()]
+    for depth in range(1, 10):
+        layer = [child for child, parent in parents.items() if parent in layer]
+        found.update(dict.fromkeys(layer, depth))
+    return found
+
+
+def text_of(error):
+    """What a PageError says, and what its provider said."""
+    return f"{error}\n{error.__cause__}"
+
+
+def fails(touch, seconds=10):
+    """The PageError that a touch ends in, soon."""
+    began = time.monotonic()
+    try:
+        touch()
+    except lm.PageError as error:
+        assert time.monotonic() - began < seconds, "a deadline had to end it"
+        return error
+    raise AssertionError("it did not fail")
