@@ -6,8 +6,6 @@ Every part runs in a fresh process. Times are compared in pairs, taken alternate
 from __future__ import annotations
 
 import gc
-import json
-import math
 import mmap
 import statistics
 import subprocess
@@ -18,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lazymem.bench.fault import BenchError, spread_of
+from lazymem.bench.parts import Part, grouped_spread, print_rows, run_parts
 
-GROUPS = 5  # of pairs, each with its own median: their spread is the row's
-CHILD_LIMIT_S = 300.0
 CREATE_NBYTES = 1 << 40
 TINY = {"item": ("a[5]", 2.0), "slice": ("a[1:5]", 2.0), "slice-add": ("a[1:5] + 1", 2.0)}
 
@@ -47,11 +43,10 @@ def _ratio(lazy: Callable[[], object], plain: Callable[[], object], number: int,
             a = spent(lazy)
         taken.append((a, b))
     ratios = [a / b for a, b in taken]
-    groups = [statistics.median(ratios[i::GROUPS]) for i in range(GROUPS)]
     return {
         "value": round(statistics.median(ratios), 4),
         "unit": "ratio",
-        "spread": spread_of(groups),
+        "spread": grouped_spread(ratios),
         "n": number * pairs,
         "lazy_ns": round(statistics.median(a for a, _ in taken)),
         "plain_ns": round(statistics.median(b for _, b in taken)),
@@ -166,7 +161,7 @@ def _create(quick: bool) -> Iterator[dict[str, Any]]:
     first_nbytes = _resident_nbytes() - before
     assert array.nbytes == CREATE_NBYTES
     arrays = [array]
-    later_ns = []
+    later_ns: list[float] = []
     before = _resident_nbytes()
     for _ in range(10 if quick else 20):
         began = time.perf_counter_ns()
@@ -175,11 +170,10 @@ def _create(quick: bool) -> Iterator[dict[str, Any]]:
     later_nbytes = (_resident_nbytes() - before) / len(later_ns)
     for each in arrays:
         each.close()
-    groups = [statistics.median(later_ns[i::GROUPS]) for i in range(GROUPS)]
     first, later = "a process's first array, 1 TiB", "each further 1 TiB array"
     yield {"case": "create-first", "of": first, "value": first_ns, "unit": "ns", "limit": 2e6, "n": 1}
     row = {"case": "create-later", "of": later, "value": round(statistics.median(later_ns)), "unit": "ns", "limit": 2e6}
-    yield row | {"n": len(later_ns), "spread": spread_of(groups)}
+    yield row | {"n": len(later_ns), "spread": grouped_spread(later_ns)}
     row = {"case": "create-first-memory", "of": f"{first}: resident memory", "value": first_nbytes}
     yield row | {"unit": "bytes", "limit": 2 << 20, "n": 1}
     row = {"case": "create-later-memory", "of": f"{later}: resident memory", "value": round(later_nbytes)}
@@ -198,20 +192,17 @@ def _imports(quick: bool) -> Iterator[dict[str, Any]]:
     taken = [(_import_ns("lazymem"), _import_ns("numpy")) for _ in range(pairs)]
     ours = statistics.median(a for a, _ in taken)
     numpys = statistics.median(b for _, b in taken)
-    groups = [statistics.median(a for a, _ in taken[i::GROUPS]) / numpys for i in range(GROUPS)]
     row = {"case": "import", "of": "import lazymem against import numpy, fresh interpreters", "limit": 1.3}
-    row |= {"value": round(ours / numpys, 4), "unit": "ratio", "n": pairs, "spread": spread_of(groups)}
-    yield row | {"lazy_ns": round(ours), "plain_ns": round(numpys)}
+    row |= {"value": round(ours / numpys, 4), "unit": "ratio", "n": pairs}
+    yield row | {"lazy_ns": round(ours), "plain_ns": round(numpys), "spread": grouped_spread([float(a) for a, _ in taken])}
 
 
-_PARTS = {"bulk": _bulk, "tiny": _tiny, "create": _create, "import": _imports}
+_PARTS: dict[str, Part] = {"bulk": _bulk, "tiny": _tiny, "create": _create, "import": _imports}
 
 
 def main() -> None:
     """The child's life: one part, a row a line. Arguments: part, quick (0 or 1)."""
-    part, quick = sys.argv[1:]
-    for row in _PARTS[part](quick == "1"):
-        print(json.dumps(row), flush=True)
+    print_rows(_PARTS)
 
 
 def measure_array(quick: bool, core: int | None, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -222,15 +213,4 @@ def measure_array(quick: bool, core: int | None, say: Callable[[str], None]) -> 
     core : int or None
         Where all run; None: anywhere.
     """
-    pin = f"import os; os.sched_setaffinity(0, {{{core}}}); " if core is not None else ""
-    for part in _PARTS:
-        say(f"array: {part}")
-        command = [sys.executable, "-c", pin + "from lazymem.bench.array import main; main()", part, str(int(quick))]
-        try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CHILD_LIMIT_S, check=True)
-        except subprocess.SubprocessError as error:
-            raise BenchError(f"array, part {part}: {error}") from None
-        for line in done.stdout.splitlines():
-            row = json.loads(line)
-            assert math.isfinite(row["value"])
-            yield {"bench": "array", **row, "ok": row["value"] <= row["limit"]}
+    yield from run_parts("array", _PARTS, quick, core, say)

@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 import sys
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,21 +27,31 @@ from lazymem.core import measure
 PAGE_NBYTES = mmap.PAGESIZE
 HEAD = struct.Struct("<QQ")  # how many latencies follow, wall ns
 REFUSED = (1 << 64) - 1  # instead of how many: a message of so many bytes follows
+# How long a process is left alone before it is asked, so that it and its core are surely asleep; and how often in a slice.
+ASLEEP_NS = 2_000_000
+ASLEEP_TOUCHES = 50
 
 
-class Case(Protocol):
+class Case:
     """One case at one block size.
 
     `write_nbytes`: 0, the touch is a load of one byte; else a write to every page of so many bytes.
     """
 
-    write_nbytes: int
+    write_nbytes = 0
 
     def make(self) -> int:
         """Make a fresh region and return its address."""
+        raise NotImplementedError
+
+    def touch(self, base: int, offsets: np.ndarray[Any, Any], took_ns: np.ndarray[Any, Any], threads: int) -> tuple[int, int]:
+        """Touch the region at `base + offsets`, in that order. Returns how many were touched, and the time of all, ns."""
+        n = len(offsets)
+        return n, measure.touch(base, offsets.ctypes.data, took_ns.ctypes.data, n, self.write_nbytes, threads)
 
     def end(self, touched: int) -> None:
         """Take it away, after checking that so many touches did what is measured."""
+        raise NotImplementedError
 
 
 def hot_memory(nbytes: int) -> mmap.mmap:
@@ -57,7 +67,16 @@ def address(buffer: Any) -> int:
     return int(np.frombuffer(buffer, "u1").ctypes.data)
 
 
-class Anonymous:
+def close_checked(array: lm.LazyArray, filled: int) -> None:
+    """Close an array, of which so many blocks must have been filled by faults."""
+    region = lm.region(array)
+    array.close()  # a handler thread may still have to count its last fill; this waits for it
+    stats = region.stats()
+    if stats.filled != filled:
+        raise RuntimeError(f"{filled} touches, but {stats.filled} faults that filled a block: {stats}")
+
+
+class Anonymous(Case):
     """The kernel's own zero fill. A block is filled by writing to each of its pages: as many bytes as the others bring."""
 
     def __init__(self, nbytes: int, block_nbytes: int) -> None:
@@ -75,10 +94,8 @@ class Anonymous:
         self._memory.close()
 
 
-class Floor:
+class Floor(Case):
     """Bare loops over the core's own ioctls: measure.pyx."""
-
-    write_nbytes = 0
 
     def __init__(self, delivery: str, nbytes: int, block_nbytes: int) -> None:
         self.nbytes = nbytes
@@ -101,7 +118,7 @@ class Floor:
             raise RuntimeError(f"{touched} touches were {served} faults: something else filled the pages")
 
 
-class Product:
+class Product(Case):
     """A lazy array, as users make it.
 
     Parameters
@@ -111,8 +128,6 @@ class Product:
     options : dict
         As the constructors take them.
     """
-
-    write_nbytes = 0
 
     def __init__(self, path: str | None, nbytes: int, options: dict[str, Any]) -> None:
         self._path = path
@@ -130,14 +145,10 @@ class Product:
     def end(self, touched: int) -> None:
         array, self._array = self._array, None
         assert array is not None
-        region = lm.region(array)
-        array.close()  # a handler thread may still have to count its last fill; this waits for it
-        stats = region.stats()
-        if stats.filled != touched:
-            raise RuntimeError(f"{touched} touches, but {stats.filled} faults that filled a block: {stats}")
+        close_checked(array, touched)
 
 
-class MemoryMap:
+class MemoryMap(Case):
     """The kernel's own answers for a file in the page cache: np.memmap.
 
     Read (`copy` false), a fault maps up to 16 pages around the touched one where they lie (fault-around; MADV_RANDOM does not
@@ -159,20 +170,68 @@ class MemoryMap:
         self._array = None
 
 
-# In the order of their rows. The auto- ones are made with no option at all.
+class Wake(Case):
+    """What waking a process that sleeps costs, and nothing else: measure.pyx."""
+
+    def __init__(self, cores: list[int]) -> None:
+        pid = measure.wake_start()
+        if cores:
+            os.sched_setaffinity(pid, {cores[1]})
+
+    def make(self) -> int:
+        return 0
+
+    def touch(self, base: int, offsets: np.ndarray[Any, Any], took_ns: np.ndarray[Any, Any], threads: int) -> tuple[int, int]:
+        n = min(len(offsets), ASLEEP_TOUCHES)
+        return n, measure.wake(took_ns.ctypes.data, n, ASLEEP_NS)
+
+    def end(self, touched: int) -> None:
+        pass
+
+
+# In the order of their rows. The auto- ones are made with no option at all; the -provider ones are over one of the user's.
 PINNED = (
     "floor-anon", "floor-inline", "inline-native", "floor-threads", "threads-native", "inline-file", "threads-file",
-    "memmap-warm", "memmap-copy",
+    "inline-python", "inline-python-gil", "threads-python", "threads-python-gil",
+    "floor-wake", "inline-python-asleep", "threads-python-asleep", "memmap-warm", "memmap-copy",
 )  # fmt: skip
-DEFAULTS = ("auto-native", "auto-file")
-RATIOS = (("inline-native", "floor-inline"), ("threads-native", "floor-threads"))
+DEFAULTS = ("auto-native", "auto-file", "auto-python")
+PROVIDED = ("inline-provider", "threads-provider")
+BESIDE_PROVIDED = ("floor-inline", "inline-python", "floor-threads", "threads-python")
+# Above, below, and the limit at one page.
+RATIOS = (
+    ("inline-native", "floor-inline", 1.25),
+    ("threads-native", "floor-threads", 1.25),
+    ("inline-python", "floor-inline", 2.0),
+    ("inline-python-gil", "floor-inline", 2.0),
+    ("threads-python", "floor-threads", None),
+    ("inline-python-asleep", "floor-inline", 25.0),
+    ("inline-python-asleep", "floor-wake", None),
+)
 
 
-def make_case(name: str, nbytes: int, block_nbytes: int, path: str) -> Case:
-    """Prepare a case in this process."""
+def asks_python(name: str) -> bool:
+    """Does a case ask a Python provider, in a process of its own?"""
+    return name.partition("-")[2].startswith(("python", "provider"))
+
+
+def make_case(name: str, nbytes: int, block_nbytes: int, path: str, cores: list[int], provider: str) -> Case:
+    """Prepare a case in this process.
+
+    Parameters
+    ----------
+    path : str
+        Of a file of so many bytes.
+    cores : list of int
+        Where to touch and handle, where a provider's process runs; or none: anywhere.
+    provider : str
+        MODULE:NAME, for the cases of a user's own.
+    """
     how, _, what = name.partition("-")
     if name == "floor-anon":
         return Anonymous(nbytes, block_nbytes)
+    if name == "floor-wake":
+        return Wake(cores)
     if how == "floor":
         return Floor(what, nbytes, block_nbytes)
     if how == "memmap":
@@ -180,27 +239,38 @@ def make_case(name: str, nbytes: int, block_nbytes: int, path: str) -> Case:
     if how not in ("auto", "inline", "threads"):
         raise ValueError(f"no case {name!r}")
     options = {} if how == "auto" else {"block_nbytes": block_nbytes, "delivery": how}
+    if asks_python(name):
+        from lazymem.bench.asked import make_asked
+
+        return make_asked(what, nbytes, block_nbytes, options, cores, provider)
     return Product(path if what == "file" else None, nbytes, options)
 
 
-def _run_slice(case: Case, nblocks: int, block_nbytes: int, seed: int, threads: int) -> tuple[np.ndarray[Any, Any], int]:
+def run_slice(case: Case, nblocks: int, block_nbytes: int, seed: int, threads: int) -> tuple[np.ndarray[Any, Any], int]:
     order = np.random.default_rng(seed).permutation(nblocks).astype(np.uint64)
     offsets = order * np.uint64(block_nbytes)
     took_ns = np.ones(nblocks, np.uint64)  # ones: its own pages are there before the clock runs
     base = case.make()
-    wall_ns = measure.touch(base, offsets.ctypes.data, took_ns.ctypes.data, nblocks, case.write_nbytes, threads)
-    case.end(nblocks)
-    return took_ns, wall_ns
+    touched, wall_ns = case.touch(base, offsets, took_ns, threads)
+    case.end(touched)
+    return took_ns[:touched], wall_ns
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, name: str, nblocks: int, block_nbytes: int, path: str) -> None:
-    """The child's life: a line of JSON (seed, threads) in, latencies out, until the parent closes its end."""
+def serve(requests: BinaryIO, answers: BinaryIO, told: dict[str, Any]) -> None:
+    """The child's life: a line of JSON (seed, threads) in, latencies out, until the parent closes its end.
+
+    Parameters
+    ----------
+    told : dict
+        nblocks, and the arguments of `make_case` but for nbytes.
+    """
     try:
-        case = make_case(name, nblocks * block_nbytes, block_nbytes, path)
+        nblocks = told.pop("nblocks")
+        case = make_case(nbytes=nblocks * told["block_nbytes"], **told)
         for line in iter(requests.readline, b""):
             asked = json.loads(line)
-            took_ns, wall_ns = _run_slice(case, nblocks, block_nbytes, asked["seed"], asked["threads"])
-            answers.write(HEAD.pack(nblocks, wall_ns) + took_ns.tobytes())
+            took_ns, wall_ns = run_slice(case, nblocks, told["block_nbytes"], asked["seed"], asked["threads"])
+            answers.write(HEAD.pack(len(took_ns), wall_ns) + took_ns.tobytes())
             answers.flush()
     except Exception as error:
         text = f"{type(error).__name__}: {error}".encode()
@@ -209,8 +279,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, name: str, nblocks: int, block_
 
 
 def main() -> None:
-    """Started by fault.py, affinity already set: name, blocks, block size, path."""
+    """Started by fault.py, affinity already set: what `serve` is told, as JSON."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may write between the answers
-    name, nblocks, block_nbytes, path = sys.argv[1:]
-    serve(sys.stdin.buffer, answers, name, int(nblocks), int(block_nbytes), path)
+    serve(sys.stdin.buffer, answers, json.loads(sys.argv[1]))

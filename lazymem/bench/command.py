@@ -44,17 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fault.add_argument("--case", action="append", metavar="NAME", help="only this case, again for more")
     fault.add_argument("--threads", type=_count, nargs="+", default=[1], metavar="N",
                        help="touching threads; more than one implies --unpinned")  # fmt: skip
+    fault.add_argument("--provider", metavar="MODULE:NAME",
+                       help="a Python provider of your own (an instance, or a callable that returns one), beside one "
+                       "whose bytes are ready; in blocks as it says, or as --block does")  # fmt: skip
     fault.add_argument("--png", metavar="FILE", help="draw a picture too (needs matplotlib: the bench extra)")
 
+    provider = commands.add_parser("provider", help="provider processes: several at once, first values, memory, idling, HTTP")
     array = commands.add_parser("array", help="a resident array against an ordinary one; creating; importing")
     for each in (fault, array):
         each.add_argument("--unpinned", action="store_true", help="do not pin to one core; also cases without any option")
+    for each in (fault, array, provider):
         each.add_argument("--quick", action="store_true", help="a few touches only: does it work, not how fast")
 
     compare = commands.add_parser("compare", help="two files of rows: exit code 1 if anything became slower")
     compare.add_argument("old", metavar="OLD")
     compare.add_argument("new", metavar="NEW")
-    for each in (fault, array, compare):
+    for each in (fault, array, provider, compare):
         each.add_argument("--json", action="store_true", help="rows only, no table")
 
 
@@ -65,9 +70,11 @@ def _command(args: argparse.Namespace) -> str:
         words.append(f"--block {block}")
     for case in getattr(args, "case", None) or ():
         words.append(f"--case {case}")
+    if getattr(args, "provider", None):
+        words.append(f"--provider {args.provider}")
     if getattr(args, "threads", [1]) != [1]:
         words.append("--threads " + " ".join(map(str, args.threads)))
-    words += [f"--{flag}" for flag in ("unpinned", "quick") if getattr(args, flag)]
+    words += [f"--{flag}" for flag in ("unpinned", "quick") if getattr(args, flag, False)]
     return " ".join(words)
 
 
@@ -81,17 +88,30 @@ def _fault_rows(args: argparse.Namespace, core: int | None, say: Callable[[str],
     from lazymem.bench.fault import cases_for, measure_block, plan_for
 
     for block in args.block or sorted({max(b, PAGE_NBYTES) for b in BLOCKS_NBYTES}):
-        names = cases_for(core is not None, block, NATIVE_BLOCK_NBYTES)
+        names = cases_for(core is not None, block, NATIVE_BLOCK_NBYTES, bool(args.provider))
         if args.case:
             names = [name for name in names if name in args.case]
         if names:
-            yield from measure_block(plan_for(block, args.quick), names, args.threads, core, say)
+            yield from measure_block(plan_for(block, args.quick), names, args.threads, core, say, args.provider or "")
 
 
-def _unknown_cases(args: argparse.Namespace) -> list[str]:
-    from lazymem.bench.cases import DEFAULTS, PINNED
+def _refusal(args: argparse.Namespace) -> str | None:
+    """Why `bench fault` cannot do what is asked, if so. A provider's own block is taken down as if it had been given."""
+    from lazymem.bench.cases import DEFAULTS, PINNED, PROVIDED
 
-    return [name for name in args.case or () if name not in (*PINNED, *DEFAULTS)]
+    known = (*PINNED, *DEFAULTS, *(PROVIDED if args.provider else ()))
+    unknown = [name for name in args.case or () if name not in known]
+    if unknown:
+        return f"no case {', '.join(unknown)}; lazymem/bench/cases.py lists them"
+    if args.provider:
+        from lazymem.bench.asked import load_provider, suited_block_nbytes
+
+        try:
+            suited = suited_block_nbytes(load_provider(args.provider))
+        except Exception as error:  # of the user's code too
+            return f"--provider {args.provider}: {type(error).__name__}: {error}"
+        args.block = args.block or [suited]
+    return None
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -99,26 +119,33 @@ def _line(row: dict[str, Any]) -> str:
         figures = "  ".join(f"{name} {row[key]:>9,}" for name, key in _FIGURES)
         return f"{row['case']:28} {row['block_nbytes']:>8} {row['threads']:>3} thr  {figures} ns  spread {row['spread']:.1%}"
     size = f" {row['block_nbytes']:>8} {row['threads']:>3} thr" if "threads" in row else ""
-    verdict = "" if "ok" not in row else f"  limit {row['limit']:,}: {'ok' if row['ok'] else 'MISSED'}"
+    bound = f"at least {row['least']:,}" if "least" in row else f"limit {row.get('limit', 0):,}"
+    verdict = f"  {bound}: {'ok' if row['ok'] else 'MISSED'}" if "ok" in row else ""
     return f"{row['case']:28}{size}  {row['value']:>12,} {row.get('unit', 'ratio')}{verdict}"
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from lazymem.bench.array import measure_array
     from lazymem.bench.facts import facts
     from lazymem.bench.fault import BenchError
 
-    pinned = not args.unpinned and (args.bench != "fault" or max(args.threads) == 1)
+    pinned = args.bench == "array" or (args.bench == "fault" and max(args.threads) == 1)
+    pinned &= not getattr(args, "unpinned", False)
     core = max(os.sched_getaffinity(0)) if pinned else None
     common = facts(_command(args), pinned)
     if args.bench == "fault":
-        unknown = _unknown_cases(args)
-        if unknown:
-            print(f"bench: no case {', '.join(unknown)}; lazymem/bench/cases.py lists them", file=sys.stderr)
+        refusal = _refusal(args)
+        if refusal:
+            print(f"bench: {refusal}", file=sys.stderr)
             return 2
         measured = _fault_rows(args, core, _say)
-    else:
+    elif args.bench == "array":
+        from lazymem.bench.array import measure_array
+
         measured = measure_array(args.quick, core, _say)
+    else:
+        from lazymem.bench.provider import measure_provider
+
+        measured = measure_provider(args.quick, _say)
     rows = []
     try:
         for row in measured:

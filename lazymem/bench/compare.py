@@ -1,8 +1,8 @@
 """Did anything become slower between two files of rows?
 
-A row's figure (p50_ns, or value: always less is better) is compared with that of the row of the same bench, case, block size,
-threads, pinning and privilege. What differs by no more than the larger of the two spreads is the same. Slower by more than
-that and by more than TOLERANCE is a failure.
+A row's figure (p50_ns, or value) is compared with that of the row of the same bench, case, block size, threads, pinning and
+privilege. Less is better, but of what must be something at `least`. What differs by no more than the larger of the two spreads
+is the same. Slower by more than that and by more than TOLERANCE is a failure.
 """
 
 from __future__ import annotations
@@ -86,9 +86,10 @@ def _judge(old: dict[str, Any], new: dict[str, Any]) -> tuple[float, float, str,
     if before <= 0:  # a figure that may be nothing, bytes say
         return (1.0, spread, "same", False) if after <= 0 else (float("inf"), spread, "slower", True)
     ratio = after / before
-    if ratio > 1 + spread:
-        return ratio, spread, "slower", ratio > 1 + TOLERANCE
-    if ratio < 1 / (1 + spread):
+    worse = ratio if "least" not in new else before / after if after > 0 else float("inf")
+    if worse > 1 + spread:
+        return ratio, spread, "slower", worse > 1 + TOLERANCE
+    if worse < 1 / (1 + spread):
         return ratio, spread, "faster", False
     return ratio, spread, "same", False
 

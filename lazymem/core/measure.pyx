@@ -1,9 +1,9 @@
 """How long does one touch take, and how long the least that could serve it?
 
-Two things for `lazymem bench`: the clock around one load, in loops without the GIL, on one thread or many; and the floors, the
+Two things for `lazymem bench`: the clock around one load, in native loops, on one thread or many; and the floors, the
 bare minimum over the same ioctls that the deliveries use: a SIGBUS handler that does nothing but COPY, and a thread that
 does nothing but read() and COPY. No table, no registry, no source, no counters. A floor takes SIGBUS for good, so it lives
-in a process that makes no lazy array.
+in a process that makes no lazy array. One more floor: what waking a process that sleeps costs, and nothing else.
 """
 from libc.stdlib cimport calloc, free
 
@@ -26,12 +26,14 @@ cdef extern from *:
     #include <sched.h>
     #include <signal.h>
     #include <string.h>
+    #include <sys/prctl.h>
     typedef struct {
         char *base;
         const uint64_t *offsets;
         uint64_t *took_ns;
         uint64_t n;
         uint64_t write_nbytes;
+        uint64_t pause_ns;
         uint32_t *ready, *go;
         uint64_t done_ns;
         pthread_t thread;
@@ -56,6 +58,31 @@ cdef extern from *:
         return sigaction(SIGBUS, &ours, NULL) ? -errno : 0;
     }
     static void lm_sigbus_as_before(void) { signal(SIGBUS, SIG_DFL); }
+
+    /* A word that two processes wait on each other by, each in a line of its own. */
+    typedef struct { uint32_t asked; char line[60]; uint32_t answered; } lm_ping;
+    static lm_ping *lm_shared_ping(void)
+    {
+        void *p = mmap(NULL, sizeof(lm_ping), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        return p == MAP_FAILED ? NULL : (lm_ping *)p;
+    }
+    /* Its life: sleep until asked, answer, sleep again. It ends with the thread that started it. */
+    static int lm_fork_sleeper(lm_ping *ping)
+    {
+        uint32_t seen = 0;
+        int parent = getpid(), pid = fork();
+        if (pid)
+            return pid < 0 ? -errno : pid;
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        if (getppid() != parent)
+            _exit(0);
+        for (;;) {
+            while (lm_load32(&ping->asked) == seen)
+                lm_futex_wait_shared(&ping->asked, seen, 3600000000000u);
+            seen++;
+            lm_store32(&ping->answered, seen);
+        }
+    }
     """
     ctypedef struct siginfo_t:
         pass
@@ -67,6 +94,7 @@ cdef extern from *:
         uint64_t *took_ns
         uint64_t n
         uint64_t write_nbytes
+        uint64_t pause_ns
         uint32_t *ready
         uint32_t *go
         uint64_t done_ns
@@ -79,26 +107,36 @@ cdef extern from *:
     uint64_t lm_fault_addr(const siginfo_t *info) noexcept nogil
     int lm_own_sigbus(lm_floor_handler handler) noexcept nogil
     void lm_sigbus_as_before() noexcept nogil
+    ctypedef struct lm_ping:
+        uint32_t asked
+        uint32_t answered
+    lm_ping *lm_shared_ping() noexcept nogil
+    int lm_fork_sleeper(lm_ping *ping) noexcept nogil
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # The clock
 
-cdef void _read_loop(char *base, const uint64_t *offsets, uint64_t *took_ns, uint64_t n) noexcept nogil:
-    cdef uint64_t i, began_ns
-    for i in range(n):
-        began_ns = lm_now_ns()
-        lm_touch(base + offsets[i])
-        took_ns[i] = lm_now_ns() - began_ns
+cdef void _pause(uint64_t ns) noexcept nogil:
+    """Between two touches: at work, as a program that computes is, so that its own core stays awake."""
+    cdef uint64_t until_ns
+    if ns:
+        until_ns = lm_now_ns() + ns
+        while lm_now_ns() < until_ns:
+            lm_pause()
 
 
-cdef void _write_loop(char *base, const uint64_t *offsets, uint64_t *took_ns, uint64_t n, uint64_t nbytes) noexcept nogil:
-    """One clock around a write to every page of `nbytes`."""
-    cdef uint64_t i, j, began_ns, pages = (nbytes + page_nbytes() - 1) // page_nbytes(), page = page_nbytes()
-    for i in range(n):
+cdef void _loop(lm_toucher *t) noexcept nogil:
+    """The clock around a load of one byte; or around a write to every page of `write_nbytes`."""
+    cdef uint64_t i, j, began_ns, page = page_nbytes(), pages = (t.write_nbytes + page - 1) // page
+    for i in range(t.n):
+        _pause(t.pause_ns)
         began_ns = lm_now_ns()
+        if pages == 0:
+            lm_touch(t.base + t.offsets[i])
         for j in range(pages):
-            lm_write_touch(base + offsets[i] + j * page)
-        took_ns[i] = lm_now_ns() - began_ns
+            lm_write_touch(t.base + t.offsets[i] + j * page)
+        t.took_ns[i] = lm_now_ns() - began_ns
+    t.done_ns = lm_now_ns()
 
 
 cdef void *_toucher(void *argument) noexcept nogil:
@@ -106,15 +144,41 @@ cdef void *_toucher(void *argument) noexcept nogil:
     lm_add32(t.ready, 1)
     while lm_load32(t.go) == 0:
         lm_yield()
-    if t.write_nbytes:
-        _write_loop(t.base, t.offsets, t.took_ns, t.n, t.write_nbytes)
-    else:
-        _read_loop(t.base, t.offsets, t.took_ns, t.n)
-    t.done_ns = lm_now_ns()
+    _loop(t)
     return NULL
 
 
-def touch(size_t base, size_t offsets, size_t took_ns, uint64_t n, uint64_t write_nbytes=0, uint32_t threads=1):
+cdef int _touch(lm_toucher *touchers, uint32_t threads, uint64_t *spent_ns) noexcept nogil:
+    """On this thread, or on so many others. Return: 0; -errno of starting one."""
+    cdef uint32_t ready = 0, go = 0, i, started = 0
+    cdef uint64_t began_ns, ended_ns = 0
+    cdef int error = 0
+    if threads == 1:
+        began_ns = lm_now_ns()
+        _loop(touchers)
+        spent_ns[0] = touchers.done_ns - began_ns
+        return 0
+    for i in range(threads):
+        touchers[i].ready = &ready
+        touchers[i].go = &go
+        error = lm_spawn(&touchers[i].thread, _toucher, &touchers[i])
+        if error:
+            break
+        started += 1
+    while lm_load32(&ready) != started:
+        lm_yield()
+    began_ns = lm_now_ns()
+    lm_store32(&go, 1)
+    for i in range(started):
+        lm_join(touchers[i].thread)
+        if touchers[i].done_ns > ended_ns:
+            ended_ns = touchers[i].done_ns
+    spent_ns[0] = ended_ns - began_ns
+    return error
+
+
+def touch(size_t base, size_t offsets, size_t took_ns, uint64_t n, uint64_t write_nbytes=0, uint32_t threads=1,
+          uint64_t pause_ns=0, bint keep_gil=False):
     """Touch `n` places and note how long each took.
 
     Parameters
@@ -127,6 +191,10 @@ def touch(size_t base, size_t offsets, size_t took_ns, uint64_t n, uint64_t writ
         0: read one byte. Else write one byte in every page of so many, under one clock.
     threads : int
         1: the calling thread. More: so many native threads, the places shared out in equal runs.
+    pause_ns : int, ns
+        How long each thread waits, awake, before each touch; not counted in it.
+    keep_gil : bool
+        The calling thread holds the GIL all the time.
 
     Returns
     -------
@@ -135,51 +203,33 @@ def touch(size_t base, size_t offsets, size_t took_ns, uint64_t n, uint64_t writ
 
     Notes
     -----
-    Blocks: as the touches do. GIL: released.
+    Blocks: as the touches do. GIL: released, unless it is to be kept.
     """
     cdef lm_toucher *touchers
-    cdef uint32_t ready = 0, go = 0, i, started = 0
-    cdef uint64_t began_ns, ended_ns = 0, share, first
-    cdef int error = 0
-    if threads <= 1:
-        with nogil:
-            began_ns = lm_now_ns()
-            if write_nbytes:
-                _write_loop(<char *>base, <const uint64_t *>offsets, <uint64_t *>took_ns, n, write_nbytes)
-            else:
-                _read_loop(<char *>base, <const uint64_t *>offsets, <uint64_t *>took_ns, n)
-            ended_ns = lm_now_ns()
-        return ended_ns - began_ns
+    cdef uint32_t i
+    cdef uint64_t first, spent_ns = 0
+    cdef int error
+    threads = max(1, threads)
     touchers = <lm_toucher *>calloc(threads, sizeof(lm_toucher))
     if touchers == NULL:
         raise MemoryError("touching threads")
-    with nogil:
-        for i in range(threads):
-            first = n * i // threads
-            share = n * (i + 1) // threads - first
-            touchers[i].base = <char *>base
-            touchers[i].offsets = <const uint64_t *>offsets + first
-            touchers[i].took_ns = <uint64_t *>took_ns + first
-            touchers[i].n = share
-            touchers[i].write_nbytes = write_nbytes
-            touchers[i].ready = &ready
-            touchers[i].go = &go
-            error = lm_spawn(&touchers[i].thread, _toucher, &touchers[i])
-            if error:
-                break
-            started += 1
-        while lm_load32(&ready) != started:
-            lm_yield()
-        began_ns = lm_now_ns()
-        lm_store32(&go, 1)
-        for i in range(started):
-            lm_join(touchers[i].thread)
-            if touchers[i].done_ns > ended_ns:
-                ended_ns = touchers[i].done_ns
+    for i in range(threads):
+        first = n * i // threads
+        touchers[i].base = <char *>base
+        touchers[i].offsets = <const uint64_t *>offsets + first
+        touchers[i].took_ns = <uint64_t *>took_ns + first
+        touchers[i].n = n * (i + 1) // threads - first
+        touchers[i].write_nbytes = write_nbytes
+        touchers[i].pause_ns = pause_ns
+    if keep_gil:
+        error = _touch(touchers, threads, &spent_ns)
+    else:
+        with nogil:
+            error = _touch(touchers, threads, &spent_ns)
     free(touchers)
     if error:
         raise OSError(-error, "no thread can be started")
-    return ended_ns - began_ns
+    return spent_ns
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -287,3 +337,72 @@ def floor_unmap(size_t mapping, uint64_t nbytes):
 def floor_served():
     """How many faults the floor has served."""
     return _served
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The floor of asking a process that sleeps
+
+cdef lm_ping *_ping = NULL
+
+
+def wake_start():
+    """Start a process that sleeps until it is asked, answers, and sleeps again. Once per process, for good.
+
+    Returns
+    -------
+    int
+        Its number. It ends when the calling thread does.
+
+    Raises
+    ------
+    OSError, MemoryError, RuntimeError
+        No process; no memory; called twice.
+    """
+    global _ping
+    cdef int pid
+    if _ping != NULL:
+        raise RuntimeError("a process has one that it wakes")
+    _ping = lm_shared_ping()
+    if _ping == NULL:
+        raise MemoryError("a page to share")
+    pid = lm_fork_sleeper(_ping)
+    if pid < 0:
+        raise OSError(-pid, "no process can be started")
+    return pid
+
+
+def wake(size_t took_ns, uint64_t n, uint64_t pause_ns):
+    """Wake that process `n` times, and note how long each answer took.
+
+    Parameters
+    ----------
+    took_ns : int
+        Address of `n` uint64.
+    pause_ns : int, ns
+        How long to wait, awake, before each: long enough for it to have gone to sleep.
+
+    Returns
+    -------
+    int, ns
+        All of it.
+
+    Notes
+    -----
+    The answer is waited for awake, as lazymem does. Blocks: n times the pause, and for ever if the process has been killed. GIL:
+    released.
+    """
+    cdef uint64_t *took = <uint64_t *>took_ns
+    cdef uint64_t i, began_ns, first_ns = lm_now_ns()
+    cdef uint32_t number
+    if _ping == NULL:
+        raise RuntimeError("wake_start comes first")
+    with nogil:
+        for i in range(n):
+            _pause(pause_ns)
+            began_ns = lm_now_ns()
+            number = lm_add32(&_ping.asked, 1) + 1
+            lm_futex_wake_shared(&_ping.asked, 1)
+            while lm_load32(&_ping.answered) != number:
+                lm_pause()
+            took[i] = lm_now_ns() - began_ns
+    return lm_now_ns() - first_ns
