@@ -104,6 +104,7 @@ cdef Waiting _waiting[SERVING_MAX]  # for what each of this process's serving th
 cdef uint64_t _waiting_moves = 0   # odd while one of them changes
 cdef uint64_t _asks = 0            # moves with every request
 cdef uint32_t _attending = 0       # 1: a thread is looking after rings
+cdef int _attend_next = 0          # at which it looks next
 cdef uint32_t _resting = 0         # futex: the attendant sleeps until somebody asks
 
 
@@ -115,16 +116,24 @@ cdef uint32_t _held_by(uint32_t word) noexcept nogil:
     return word & NUMBER if (word >> EPOCH_SHIFT) == _epoch else 0
 
 
+cdef Ring *_take_record() noexcept nogil:
+    """Return: NULL when there is none."""
+    cdef int i
+    for i in range(RINGS):
+        if lm_cas32(&_rings[i].life, RING_NONE, RING_MAKING):
+            return &_rings[i]
+    return NULL
+
+
 cdef Ring *_make_ring(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, int *error) noexcept nogil:
     """A ring with a process behind it that has been started. Return: NULL and -errno."""
-    cdef Ring *ring = NULL
     cdef uint64_t nbytes = RING_BLOCKS_AT + RING_SLOTS * block_nbytes
+    cdef Ring *ring = _take_record()
     cdef void *memory
-    cdef int i, fd, pid
-    for i in range(RINGS):
-        if _rings[i].life == RING_NONE and lm_cas32(&_rings[i].life, RING_NONE, RING_MAKING):
-            ring = &_rings[i]
-            break
+    cdef int fd, pid
+    if ring == NULL:
+        _clear_all_away()
+        ring = _take_record()
     if ring == NULL:
         error[0] = -EAGAIN
         return NULL
@@ -529,7 +538,7 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
     if depth < 0:
         return depth
     while True:
-        lm_count(&_asks, 1)
+        lm_add64(&_asks, 1)
         if lm_load32(&_resting):
             _alert()
         ring = _pick(a, deadline_ns, &place, &error)
@@ -593,7 +602,7 @@ cdef void provider_forget(Asking *a) noexcept nogil:
 # Looking after rings
 
 cdef void _alert() noexcept nogil:
-    lm_count(&_asks, 1)
+    lm_add64(&_asks, 1)  # before it is asked whether the attendant rests
     if lm_load32(&_resting) and lm_cas32(&_resting, 1, 0):
         lm_futex_wake(&_resting, 1)
 
@@ -615,15 +624,40 @@ cdef uint32_t _life(Ring *ring) noexcept nogil:
     return lm_load32(&ring.life) & RING_LIFE
 
 
+cdef void _clear_away(Ring *ring) noexcept nogil:
+    """Reap a dead ring's process, and unmap the ring when nobody is in it. Thread: the one that attends."""
+    if ring.pid and lm_reap(ring.pidfd, ring.pid):
+        lm_close_pidfd(ring.pidfd, -1)
+        ring.pid = 0
+    if ring.pid == 0 and lm_load32(&ring.users):
+        ring_settle_debts(ring)
+    if ring.pid == 0 and lm_load32(&ring.users) == 0:
+        munmap(ring.head, ring.nbytes)
+        ring.head = NULL
+        lm_store32(&ring.life, RING_NONE)
+
+
+cdef void _clear_all_away() noexcept nogil:
+    """In place of an attendant that does not come to it."""
+    cdef int i
+    if lm_cas32(&_attending, 0, 1):
+        for i in range(RINGS):
+            if _life(&_rings[i]) == RING_DEAD:
+                _clear_away(&_rings[i])
+        lm_store32(&_attending, 0)
+
+
 cdef bint _attend_some(uint64_t *said, uint64_t *dropped, char *text, uint32_t *stream) noexcept nogil:
     """`rings_attend`, on one thread at a time."""
+    global _attend_next
     cdef Ring *ring
     cdef uint64_t lost
     cdef int i, k
     said[0] = 0
     dropped[0] = 0
     for i in range(RINGS):
-        ring = &_rings[i]
+        ring = &_rings[_attend_next]
+        _attend_next = (_attend_next + 1) % RINGS  # in turn, so that none that prints all the time hides another
         if _life(ring) != RING_LIVE and _life(ring) != RING_DEAD:
             continue
         if ring.head != NULL:
@@ -643,15 +677,7 @@ cdef bint _attend_some(uint64_t *said, uint64_t *dropped, char *text, uint32_t *
                     stream[0] = k
                     return True
         if _life(ring) == RING_DEAD:
-            if ring.pid and lm_reap(ring.pidfd, ring.pid):
-                lm_close_pidfd(ring.pidfd, -1)
-                ring.pid = 0
-            if ring.pid == 0 and lm_load32(&ring.users):
-                ring_settle_debts(ring)
-            if ring.pid == 0 and lm_load32(&ring.users) == 0:
-                munmap(ring.head, ring.nbytes)
-                ring.head = NULL
-                lm_store32(&ring.life, RING_NONE)
+            _clear_away(ring)
     return False
 
 
@@ -672,7 +698,8 @@ cdef bint rings_attend(uint64_t *said, uint64_t *dropped, char *text, uint32_t *
 
 
 cdef void rings_rest() noexcept nogil:
-    """Sleep for a moment, or, when nobody has asked for a second and nothing is dead, until somebody does. GIL: must not be held."""
+    """Sleep for a moment, or, when nobody has asked for a second, until somebody does or there is something to do, which is looked for
+    once a second then. GIL: must not be held."""
     cdef uint64_t seen = lm_load64(&_asks), waited_ns = 0
     while waited_ns < 1000000000:
         lm_sleep_ns(20000000)
@@ -680,8 +707,8 @@ cdef void rings_rest() noexcept nogil:
         if _is_something_to_do() or lm_load64(&_asks) != seen:
             return
     lm_store32(&_resting, 1)
-    if lm_load64(&_asks) == seen:
-        lm_futex_wait(&_resting, 1, 3600000000000)
+    while lm_load64(&_asks) == seen and not _is_something_to_do():
+        lm_futex_wait(&_resting, 1, 1000000000)
     lm_store32(&_resting, 0)
 
 
