@@ -416,6 +416,16 @@ def act_prints(self, buffer):
     self.fill(buffer, 0)
 
 
+def act_prints_for_ever(self, buffer):
+    def run():
+        while True:
+            print("on and on" * 10, flush=True)
+            print("and on" * 10, file=sys.stderr, flush=True)
+
+    threading.Thread(target=run, daemon=True).start()
+    self.fill(buffer, 0)
+
+
 def act_prints_a_mebibyte(self, buffer):
     for i in range(1 << 14):
         os.write(1, b"%063d\n" % i)

@@ -713,7 +713,8 @@ cdef void rings_rest() noexcept nogil:
 
 
 cdef void rings_flush(uint64_t deadline_ns) noexcept nogil:
-    """Have every process put what it has printed into its ring. GIL: must not be held. Blocks: until then; until the deadline."""
+    """Have every process put what it has printed into its ring, as this one is about to end. One that does not answer is killed: it may
+    have been stopped (SIGSTOP), and would not notice that we are gone. GIL: must not be held. Blocks: until then; until the deadline."""
     cdef Request request
     cdef Ring *ring
     cdef uint32_t tag
@@ -734,6 +735,7 @@ cdef void rings_flush(uint64_t deadline_ns) noexcept nogil:
                 if ring_wait(ring, slot, tag, 0, deadline_ns, deadline_ns, &begun) == WAITED_DONE:
                     ring_release(ring, slot)
                 else:
+                    lm_kill_process(ring.pidfd, ring.pid)
                     ring_abandon(ring, slot, tag)
         _leave(ring)
 
