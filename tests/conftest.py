@@ -17,6 +17,11 @@ def pytest_configure(config):
         make_folder()
 
 
+def pytest_pyfunc_call():
+    """Arrays made with one environment share their provider processes: pytest must not change it with each test."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
 @pytest.fixture(params=DELIVERIES)
 def delivery(request):
     """How a fault is delivered; a test that takes it runs once for each."""
