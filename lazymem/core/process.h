@@ -93,6 +93,8 @@ static int lm_spawn_prepare(lm_spawn *s, char **argv, char **envp)
     s->argv = argv;
     s->envp = envp;
     s->cwd_fd = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (s->cwd_fd < 0 && errno == EACCES)   /* nobody can be started in it, or name anything there */
+        s->cwd_fd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (s->cwd_fd < 0)
         return -errno;
     s->cwd_fd = lm_to_high_fd(s->cwd_fd);

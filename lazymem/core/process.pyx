@@ -60,11 +60,13 @@ cdef extern from *:
 cdef extern from "native.h" nogil:
     void *mmap(void *, size_t, int, int, int, long)
     int munmap(void *, size_t)
+    int munlock(const void *, size_t)
+    int mprotect(void *, size_t, int)
     int madvise(void *, size_t, int)
     int close(int)
     int getpid()
     size_t strnlen(const char *, size_t)
-    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE, MADV_DONTFORK, MADV_DONTDUMP, INT_MAX
+    int PROT_NONE, PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE, MADV_DONTFORK, MADV_DONTDUMP, INT_MAX
     void *MAP_FAILED
 
 cdef enum:
@@ -125,6 +127,15 @@ cdef Ring *_take_record() noexcept nogil:
     return NULL
 
 
+cdef void *_map_ring(int fd, uint64_t nbytes) noexcept nogil:
+    """Under mlockall(MCL_FUTURE) memory that may be accessed would be filled and locked at once. Return: MAP_FAILED and errno."""
+    cdef void *memory = mmap(NULL, nbytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+    if memory != MAP_FAILED:
+        munlock(memory, nbytes)
+        mprotect(memory, nbytes, PROT_READ | PROT_WRITE)
+    return memory
+
+
 cdef Ring *_make_ring(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, int *error) noexcept nogil:
     """A ring with a process behind it that has been started. Return: NULL and -errno."""
     cdef uint64_t nbytes = RING_BLOCKS_AT + RING_SLOTS * block_nbytes
@@ -141,7 +152,7 @@ cdef Ring *_make_ring(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, 
     memory = MAP_FAILED
     error[0] = fd
     if fd >= 0:
-        memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+        memory = _map_ring(fd, nbytes)
         error[0] = -errno
     if memory != MAP_FAILED:
         madvise(memory, nbytes, MADV_DONTFORK)
