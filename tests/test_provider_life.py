@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_kit import in_child
-from odd_providers import PAGE, Counting, Odd
+from odd_providers import PAGE, Counting
 from support import IS_ROOT, PATIENCE, USERS, run_child, wait_until
 
 import lazymem as lm
@@ -32,7 +32,8 @@ def marked(mark):
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if mark.encode() in (process / "environ").read_bytes() and b"lazymem-provider" in (process / "cmdline").read_bytes():
+            words = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
+            if mark.encode() in words[0] and b"lazymem-provider" in words[1]:
                 found.append(int(process.name))
         except OSError:
             continue
@@ -61,9 +62,11 @@ STATES = {
     "starting": "lm.prefetch(a)",
     "idle": "assert a[5] == 5",
     "fetching": "lm.prefetch(odd('sleeps')); time.sleep(0.3)",
-    "fetching for a thread": "threading.Thread(target=lm.populate, args=(odd('sleeps'),), daemon=True).start(); time.sleep(0.3)",
+    "fetching for a thread": """
+threading.Thread(target=lm.populate, args=(odd('sleeps'),), daemon=True).start(); time.sleep(0.3)
+""",
     "holding its GIL": "lm.prefetch(odd('sleeps_in_c')); time.sleep(0.3)",
-    "stopped": "assert a[5] == 5; os.kill(process_ids()[0], signal.SIGSTOP)",
+    "stopped": "assert a[5] == 5; os.kill(process_ids()[0], signal.SIGSTOP); time.sleep(0.1)",
     "failed": """
 try: odd('raises')[0]
 except lm.PageError: pass
