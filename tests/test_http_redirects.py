@@ -7,7 +7,6 @@ import pytest
 from http_kit import BODY, STORAGE, check_shows_none, make_certificate, provider_of, read, with_secrets
 
 from lazymem.errors import PageError
-from lazymem.providers import http_exchange
 from lazymem.providers.http import HttpProvider
 from lazymem.providers.http_address import read_url
 from lazymem.testing import Misbehaviour, RangeServer
@@ -134,39 +133,15 @@ def test_an_address_that_was_good_for_some_minutes(server, other, status):
         server.misbehave(Misbehaviour.redirect(other.url_of("b.bin")), name="start")
         assert read(provider, 50, 10) == BODY[50:60]
         assert [request.path for request in other.requests[-2:]] == ["/a.bin?signed=hidden-token", "/b.bin"]
+        other.misbehave(Misbehaviour(status=status), name="b.bin", times=1)
+        other.misbehave(Misbehaviour(extra_nbytes=-3, fields={"Content-Length": None}), name="b.bin", times=1)
+        with pytest.raises(ConnectionError, match="after 7 of 10"):  # what came before is not what this is made of
+            read(provider, 50, 10)
         server.behave()
         other.misbehave(Misbehaviour(status=status), name="b.bin")
         with pytest.raises((FileNotFoundError, PermissionError)) as caught:
             read(provider, 50, 10)
         check_shows_none(caught.value)
-
-
-def test_from_the_internet_to_a_private_address(server, other, monkeypatch):
-    """The first server plays one on the internet; what it sends us to stays what it is."""
-    monkeypatch.setattr(http_exchange._Connection, "public", property(
-        lambda connection: f":{connection._link.port}/" in server.url, lambda connection, public: None
-    ), raising=False)  # fmt: skip
-    server.misbehave(Misbehaviour.redirect(other.url_of("a.bin")), name="start")
-    with pytest.raises(PermissionError, match="from the internet to a private address"):
-        HttpProvider(server.url_of("start"), redirects=True)
-    assert other.requests == []
-    with provider_of(server.url_of("a.bin"), redirects=True) as provider:
-        server.misbehave(Misbehaviour.redirect(other.url_of("a.bin")), name="a.bin")
-        with pytest.raises(PermissionError, match="from the internet to a private address"):
-            read(provider, 5, 10)
-        assert other.requests == []
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("127.0.0.1", False), ("10.1.2.3", False), ("192.168.0.1", False), ("169.254.169.254", False), ("0.0.0.0", False),
-        ("100.64.0.1", False), ("::1", False), ("fe80::1%eth0", False), ("fd00::1", False), ("::ffff:127.0.0.1", False),
-        ("93.184.215.14", True), ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True), ("::ffff:93.184.215.14", True),
-    ],
-)  # fmt: skip
-def test_what_is_the_internet(address, public):
-    assert http_exchange.is_public(address) is public
 
 
 @pytest.mark.parametrize(
@@ -183,6 +158,12 @@ def test_addresses(url, host, netloc, target, shown, name):
     address, _ = read_url(url)
     assert (address.host, address.netloc, address.target) == (host, netloc, target)
     assert (address.shown, address.name) == (shown, name)
+
+
+def test_a_host_name_that_is_not_ascii():
+    pytest.importorskip("idna")
+    address, _ = read_url("https://bücher.example/a")
+    assert (address.host, address.shown) == ("xn--bcher-kva.example", "https://xn--bcher-kva.example/a")
 
 
 @pytest.fixture
@@ -202,7 +183,7 @@ def test_tls(certified):
             assert read(provider, offset, 200_000) == BODY[offset : offset + 200_000]
         assert server.connections == 2
         server.misbehave(Misbehaviour(extra_nbytes=-5), times=1)
-        with pytest.raises(ConnectionError, match=r"after 195 of 200 bytes|the TLS connection broke"):
+        with pytest.raises(ConnectionError, match="after 195 of 200 bytes"):
             read(provider, 0, 200)
         server.misbehave(Misbehaviour(reset_after=600), times=1)
         with pytest.raises(ConnectionError):

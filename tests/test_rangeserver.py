@@ -95,6 +95,8 @@ def test_orders_are_for_whom_they_are_for(server):
         (Misbehaviour(extra_nbytes=-3), 206, BODY[10:17], {"Content-Length": "10"}),
         (Misbehaviour(fields={"etag": '"x"', "X-New": "y", "Last-Modified": None}), 206, BODY[10:20],
          {"etag": '"x"', "X-New": "y", "ETag": None, "Last-Modified": None}),
+        (Misbehaviour(chunk_nbytes=3), 206, BODY[10:20], {"Transfer-Encoding": "chunked", "Content-Length": None}),
+        (Misbehaviour(fields={"Content-Length": None}), 206, BODY[10:20], {"Content-Length": None}),
         (Misbehaviour(padding_nbytes=5000), 206, BODY[10:20], {"X-Padding": "x" * 5000}),
         (Misbehaviour(before=b"HTTP/1.1 100 Continue\r\n\r\n"), 206, BODY[10:20], {}),
         (Misbehaviour(multipart=True), 206,

@@ -6,19 +6,25 @@ wants of that version, and takes exactly those or none.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import random
 import re
 import time
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lazymem.errors import page_error
+from lazymem.errors import PageError, page_error
 from lazymem.providers.http_access import Access
 from lazymem.providers.http_address import REDIRECTS_MAX, Address, follow, read_url
-from lazymem.providers.http_exchange import Answer, Connections, Place
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 BLOCK_NBYTES = 1 << 20
 HEAD_NBYTES = 64 << 10  # of the file, that come with the first answer: enough for most formats' headers
+PAUSES_S = (0.1, 0.4)  # at most, before a second and a third try where nobody else tries again
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.IGNORECASE)
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
@@ -31,7 +37,8 @@ _NO_RANGES = (
 class HttpProvider:
     """A file behind an http or https URL, read by range requests.
 
-    Making one asks the server once. Reading is for the provider process: connections are kept there, never pickled.
+    Making one asks the server, again up to twice where that may help. Reading is for the provider process: connections are
+    kept there, never pickled.
 
     Parameters
     ----------
@@ -39,11 +46,12 @@ class HttpProvider:
         With or without `user:password@`; %XX where needed.
     storage_options : dict or None
         headers (dict), auth ((user, password)), timeout (s, for a connection and for each next byte; default 10), deadline
-        (s, for one whole read; default 25), ca_certs (path of the certificates to trust instead of the system's). Proxies are
+        (s, for one whole read; default 20), ca_certs (path of the certificates to trust instead of the system's). Proxies are
         not used, whatever the environment says.
     redirects : bool
-        False: only to the same scheme, host and port. True: to any http or https URL, but never from https to http nor from
-        the internet to a private address; another host gets neither headers nor credentials. At most 5 in either case.
+        False: only to the same scheme, host and port. True: the server is trusted to choose: it may send this machine to any
+        http or https URL, those in a private network included; but never from https to http, and another host gets neither
+        headers nor credentials. At most 5 in either case.
 
     Attributes
     ----------
@@ -89,9 +97,9 @@ class HttpProvider:
         if not isinstance(redirects, bool):
             raise TypeError(f"redirects={redirects!r}: give True or False")
         self._first, credentials = read_url(url)
+        self._address = self._first  # then where its redirects end
         self._access = Access(storage_options, credentials)
         self._redirects = redirects
-        self._from_internet = False
         self._etag: str | None = None
         self._modified: str | None = None
         self.nbytes = 0
@@ -100,17 +108,16 @@ class HttpProvider:
         self.head = b""
         self._connect()
         try:
-            # What is asked for at first; a redirect's end is asked from then on.
-            self._address = self._pin()
+            self._patiently(self._pin)
         finally:
-            self._connections.close()
+            self._exchange.close()
 
     def __repr__(self) -> str:
         return f"HttpProvider({self.url!r}, nbytes={self.nbytes})"
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_connections"]
+        del state["_exchange"]
         state["head"] = b""
         return state
 
@@ -119,7 +126,9 @@ class HttpProvider:
         self._connect()
 
     def _connect(self) -> None:
-        self._connections = Connections(self._access.silence_s, self._access.ca_certs)
+        from lazymem.providers.http_exchange import Exchange
+
+        self._exchange = Exchange(self._access.silence_s, self._access.ca_certs)
 
     def stamp(self) -> tuple[int, str | None, str | None]:
         """What identifies the version that is read: length, ETag, Last-Modified. Blocks: no."""
@@ -127,15 +136,15 @@ class HttpProvider:
 
     def close(self) -> None:
         """Close the kept connections. Blocks: no."""
-        self._connections.close()
+        self._exchange.close()
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Some bytes, fewer at the end: from `head` if it has them, else from the server. Blocks as `read_into` does."""
+        """Some bytes, fewer at the end: from `head`, or from the server, as persistently as when one is made."""
         stop = min(offset + nbytes, self.nbytes)
         if stop <= len(self.head):
             return self.head[offset:stop]
         taken = bytearray(max(0, stop - offset))
-        self.read_into(memoryview(taken), offset)
+        self._patiently(lambda end: self._read(memoryview(taken), offset, end))
         return bytes(taken)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -158,73 +167,79 @@ class HttpProvider:
 
         Notes
         -----
-        Blocks: at most `deadline` s, a name's resolution excepted. GIL: released while it waits.
+        Blocks: until `deadline`, then `timeout` for the last byte that was waited for. A name's resolution, and an answer's
+        head that comes byte by byte, can take longer. GIL: released while it waits.
         """
+        self._read(buffer, offset, time.monotonic() + self._access.read_s)
+
+    def _read(self, buffer: memoryview, offset: int, end: float) -> None:
         if not len(buffer):
             return
-
-        def place(answer: Answer) -> memoryview | None:
-            if answer.status in _REDIRECTS:
-                return None
-            self._check(answer, offset, offset + len(buffer))
-            return buffer
-
-        end = time.monotonic() + self._access.read_s
-        stop = offset + len(buffer)
         try:
-            self._address = self._ask(self._address, offset, stop, end, place)
+            self._fetch(self._address, buffer, offset, end)
         except (FileNotFoundError, PermissionError):
             if self._address == self._first:
                 raise
             # Where a redirect led may be an address that was good for some minutes only; the first one knows a new one.
-            self._address = self._ask(self._first, offset, stop, end, place)
+            self._fetch(self._first, buffer, offset, end)
 
-    def _pin(self) -> Address:
-        """Ask for the file's beginning, learn what there is, and return who answered in the end."""
-        taken = memoryview(bytearray(HEAD_NBYTES))
-        part = taken[:0]
+    def _fetch(self, address: Address, buffer: memoryview, offset: int, end: float) -> None:
+        stop = offset + len(buffer)
+        answer, address = self._ask(address, offset, stop, end)
+        with contextlib.closing(answer):
+            self._check(answer, offset, stop)
+            self._exchange.read(answer, address, buffer, end)
+        self._address = address
 
-        def place(answer: Answer) -> memoryview | None:
-            nonlocal part
-            if answer.status in _REDIRECTS:
-                return None
+    def _pin(self, end: float) -> None:
+        """Ask for the file's beginning, and learn what there is and who answers in the end."""
+        self._etag = None  # of an attempt before
+        answer, address = self._ask(self._first, 0, HEAD_NBYTES, end)
+        with contextlib.closing(answer):
             self.nbytes = self._length(answer)
-            part = taken[: min(self.nbytes, HEAD_NBYTES)]
-            return part if self.nbytes else None
+            taken = bytearray(min(self.nbytes, HEAD_NBYTES))
+            if taken:
+                self._exchange.read(answer, address, memoryview(taken), end)
+        self.head = bytes(taken)
+        self._address = address
 
-        address = self._ask(self._first, 0, HEAD_NBYTES, time.monotonic() + self._access.read_s, place)
-        self.head = bytes(part)
-        return address
+    def _patiently(self, attempt: Callable[[float], None]) -> None:
+        """For constructors, which nobody asks again: up to three attempts, within the time for one read."""
+        end = time.monotonic() + self._access.read_s
+        for pause_s in PAUSES_S:
+            try:
+                return attempt(end)
+            except OSError as error:
+                if isinstance(error, (FileNotFoundError, PermissionError, PageError)) or time.monotonic() + pause_s >= end:
+                    raise
+            time.sleep(pause_s * random.uniform(0.5, 1))
+        return attempt(end)
 
-    def _ask(self, address: Address, start: int, stop: int, end: float, place: Place) -> Address:
-        """Ask for a range, by way of the redirects that are allowed; who answered."""
+    def _ask(self, address: Address, start: int, stop: int, end: float) -> tuple[BaseHTTPResponse, Address]:
+        """Ask for a range, by way of the redirects that are allowed; the answer, to be closed, and who gave it."""
         for _ in range(REDIRECTS_MAX + 1):
-            public_only = self._from_internet and address.origin != self._first.origin
-            answer = self._connections.get(address, self._request(address, start, stop), end, place, public_only)
-            if address == self._first:
-                self._from_internet = answer.public
+            answer = self._exchange.ask(address, self._headers(address, start, stop), end)
             if answer.status not in _REDIRECTS:
-                return address
-            address = follow(address, answer.fields.get("location"), self._redirects)
+                return answer, address
+            answer.close()
+            address = follow(address, answer.headers.get("location"), self._redirects)
         raise ValueError(f"{self.url}: more than {REDIRECTS_MAX} redirects")
 
-    def _request(self, address: Address, start: int, stop: int) -> bytes:
-        lines = [f"GET {address.target} HTTP/1.1", f"Host: {address.netloc}"]
-        headers = self._access.headers if address.origin == self._first.origin else Access.DEFAULT_HEADERS
-        lines += [f"{name}: {value}" for name, value in headers]
-        lines += ["Accept-Encoding: identity", f"Range: bytes={start}-{stop - 1}"]
-        if self._strong:
-            lines.append(f"If-Range: {self._etag}")
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    def _headers(self, address: Address, start: int, stop: int) -> dict[str, str]:
+        ours = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
+        if self._etag is not None and self._strong:
+            ours["If-Range"] = self._etag
+        theirs = self._access.headers if address.origin == self._first.origin else Access.DEFAULT_HEADERS
+        return dict(theirs) | ours
 
     @property
     def _strong(self) -> bool:
         """Is there a strong ETag, one that is another whenever a byte is?"""
         return self._etag is not None and _STRONG_ETAG.fullmatch(self._etag) is not None
 
-    def _length(self, answer: Answer) -> int:
+    def _length(self, answer: BaseHTTPResponse) -> int:
         """The file's length by the first answer; its ETag and modification time are remembered."""
-        fields = answer.fields
+        fields = answer.headers
         if answer.status == 200 and fields.get("content-length") == "0":
             length = 0
         elif answer.status == 416 and fields.get("content-range", "").lower() == "bytes */0":
@@ -245,10 +260,10 @@ class HttpProvider:
         self._etag, self._modified = fields.get("etag"), fields.get("last-modified")
         return length
 
-    def _check(self, answer: Answer, start: int, stop: int) -> None:
+    def _check(self, answer: BaseHTTPResponse, start: int, stop: int) -> None:
         """Is this the head of exactly that range, of exactly the version that was pinned? Raises if not."""
-        status, fields = answer.status, answer.fields
-        if status < 300:
+        status, fields = answer.status, answer.headers
+        if 200 <= status < 300:
             # A strong ETag says all; where it is sent as If-Range, Last-Modified may be left out of the answer.
             now = (fields.get("etag"), self._modified if self._strong else fields.get("last-modified"))
             if now != (self._etag, self._modified):
@@ -263,25 +278,26 @@ class HttpProvider:
             self._stale(start, stop, f"the file had {self.nbytes} bytes and now has {match[3]}")
         self._check_range(answer, start, stop, self.nbytes)
 
-    def _refuse(self, answer: Answer) -> None:
+    def _refuse(self, answer: BaseHTTPResponse) -> None:
         """Raise for an answer that says no, and for one whose body would not be the file's bytes."""
-        status, fields = answer.status, answer.fields
+        status, fields = answer.status, answer.headers
         if status in (404, 410):
             raise FileNotFoundError(errno.ENOENT, f"the server answered {_status(status)}", self.url)
         if status in (401, 403, 407):
             raise PermissionError(errno.EACCES, f"the server answered {_status(status)}", self.url)
         if status in (408, 504):
             raise TimeoutError(errno.ETIMEDOUT, f"the server answered {_status(status)}", self.url)
-        if status >= 300:
+        if not 200 <= status < 300:
             raise OSError(errno.EIO, f"the server answered {_status(status)}", self.url)
         if fields.get("content-type", "").lower().startswith("multipart/"):
             raise ValueError(f"{self.url}: the server answered one range with several parts (multipart)")
-        if fields.get("content-encoding", "identity").lower() != "identity":
-            raise ValueError(f"{self.url}: the server encodes what it sends (Content-Encoding), although it was asked not to")
+        for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+            if fields.get(name, plain).lower() != plain:
+                raise ValueError(f"{self.url}: the server encodes what it sends ({name}), although it was asked not to")
 
-    def _check_range(self, answer: Answer, start: int, stop: int, total: int) -> None:
+    def _check_range(self, answer: BaseHTTPResponse, start: int, stop: int, total: int) -> None:
         """Raise unless a 206 is about these bytes, and its body as long as they are."""
-        fields = answer.fields
+        fields = answer.headers
         match = _RANGE.fullmatch(fields.get("content-range", ""))
         if answer.status != 206 or match is None:
             raise ValueError(f"{self.url}: {_NO_RANGES}")
@@ -289,15 +305,15 @@ class HttpProvider:
             raise ValueError(
                 f"{self.url}: asked for bytes {start}-{stop - 1}/{total}, the server answered with {match[0][6:]}"
             )
-        if "transfer-encoding" in fields or fields.get("content-length") != str(stop - start):
-            raise ValueError(
-                f"{self.url}: bytes {start}-{stop - 1} were announced by something else than 'Content-Length: {stop - start}'"
-            )
+        length = fields.get("content-length", str(stop - start))
+        if length != str(stop - start):
+            raise ValueError(f"{self.url}: bytes {start}-{stop - 1} were announced as 'Content-Length: {length}'")
 
     def _stale(self, start: int, stop: int, cause: str) -> None:
+        block = start // self.block_nbytes
         raise page_error(
-            self.name, "url", start // self.block_nbytes, start, stop, errno.ESTALE, f"{self.url}: {cause}", "; open it again"
-        )
+            self.name, "provider", block, start, stop, errno.ESTALE, f"{self.url}: {cause}", "; open it again"
+        )  # fmt: skip
 
 
 def _status(status: int) -> str:

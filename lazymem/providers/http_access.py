@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from lazymem.version import __version__
 
 SILENCE_S = 10.0
-READ_S = 25.0  # below the 30 s after which an array ends the attempt by ending the process
+READ_S = 20.0  # and a last silence: the 30 s after which an array ends the attempt by ending the process
 _KNOWN = ("headers", "auth", "timeout", "deadline", "ca_certs")
 # These frame the exchange, or decide which bytes come back.
 _OURS = frozenset((
@@ -27,7 +27,7 @@ class Access:
     ----------
     storage_options : mapping or None
         headers (dict of str), auth ((user, password)), timeout (s, for a connection and for each next byte; default 10),
-        deadline (s, for one whole read; default 25), ca_certs (path of the certificates to trust instead of the system's).
+        deadline (s, for one whole read; default 20), ca_certs (path of the certificates to trust instead of the system's).
     credentials : (str, str) or None
         From the URL.
 

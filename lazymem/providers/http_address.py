@@ -31,12 +31,12 @@ class Address(NamedTuple):
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """What credentials belong to, and what a kept connection leads to."""
+        """What credentials belong to."""
         return self[:3]
 
     @property
     def netloc(self) -> str:
-        """Host and port as a Host field holds them."""
+        """Host and port as a URL holds them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -76,7 +76,7 @@ def read_url(url: Any) -> tuple[Address, tuple[str, str] | None]:
     except LocationParseError:
         raise ValueError(
             "the URL cannot be read: give http://host/path or https://host/path; special characters in a user name or "
-            "password are written %XX, and a host name that is not ASCII in its xn-- form"
+            "password are written %XX, and a host name that is not ASCII in its xn-- form, unless idna is installed"
         ) from None
     if read.scheme not in _PORTS:
         scheme = re.match("([a-z][a-z0-9+.-]*)://", url, re.IGNORECASE)  # without "//" it may as well be a user's name

@@ -28,6 +28,8 @@ class Misbehaviour:
         Announce so much more in Content-Length than the range has.
     extra_nbytes : int, bytes
         Send so much more than Content-Length announces; negative: less, and close the connection.
+    chunk_nbytes : int or None, bytes
+        Send the body in chunks of so many bytes (Transfer-Encoding: chunked), without Content-Length. This is no misbehaviour.
     padding_nbytes : int, bytes
         Make the head so much longer.
     before : bytes
@@ -52,6 +54,7 @@ class Misbehaviour:
     total_error_nbytes: int = 0
     length_error_nbytes: int = 0
     extra_nbytes: int = 0
+    chunk_nbytes: int | None = None
     padding_nbytes: int = 0
     before: bytes = b""
     instead: bytes | None = None

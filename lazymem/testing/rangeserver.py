@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -300,7 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
             before = f"--next\r\nContent-Range: bytes {start}-{stop - 1}/{total}\r\n\r\n".encode()
             after = b"\r\n--next--\r\n"
         nbytes = len(before) + stop - start + len(after)
-        fields["Content-Length"] = str(nbytes + how.length_error_nbytes)
+        if how.chunk_nbytes is None:
+            fields["Content-Length"] = str(nbytes + how.length_error_nbytes)
+        else:
+            fields["Transfer-Encoding"] = "chunked"
         for name, value in how.fields.items():
             fields = {known: said for known, said in fields.items() if known.lower() != name.lower()}
             if value is not None:
@@ -312,13 +316,11 @@ class _Handler(BaseHTTPRequestHandler):
         yield how.before + "\r\n".join(lines).encode("latin-1")
         if self.command == "HEAD":
             return
-        yield before
-        if content is not None:
-            yield from content.pieces(start, stop + min(0, how.extra_nbytes))
-        yield after
-        yield bytes(max(0, how.extra_nbytes))
-        if how.extra_nbytes < 0 or how.length_error_nbytes > 0:
-            self.close_connection = True
+        if how.extra_nbytes < 0 or how.length_error_nbytes > 0 or not {"Content-Length", "Transfer-Encoding"} & fields.keys():
+            self.close_connection = True  # nothing else ends the body
+        inside = () if content is None else content.pieces(start, stop + min(0, how.extra_nbytes))
+        body = itertools.chain([before], inside, [after, bytes(max(0, how.extra_nbytes))])
+        yield from body if how.chunk_nbytes is None else _in_chunks(b"".join(body), how.chunk_nbytes)
 
     @staticmethod
     def _range(request: Request, how: Misbehaviour, content: _Content) -> tuple[int, int, int]:
@@ -372,6 +374,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _wait(self, seconds: float | None) -> None:
         if (seconds is None or seconds > 0) and self.server.stopping.wait(seconds):
             raise _Broken
+
+
+def _in_chunks(body: bytes, nbytes: int) -> Iterator[bytes]:
+    for i in range(0, len(body), nbytes):
+        chunk = body[i : i + nbytes]
+        yield b"%x\r\n%b\r\n" % (len(chunk), chunk)
+    yield b"0\r\n\r\n"
 
 
 def _phrase(status: int) -> str:
