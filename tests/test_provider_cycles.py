@@ -139,17 +139,18 @@ def cycles(folder, names):
     sys.path.insert(0, folder)
     for which, name in zip(MODULES, names, strict=True):
         print("at", which, flush=True)
-        a_cycle(importlib.import_module(name))
+        a_cycle(importlib.import_module(name), "threads" in which)
 
 
-def a_cycle(module):
+def a_cycle(module, on_threads):
     error = fails(lambda: module.A[0])
     assert "waits for it" in text_of(error)
     assert error.errno == errno.EDEADLK
     began = time.monotonic()
     assert fails(lambda: module.A[1]).errno == errno.EDEADLK
-    assert time.monotonic() - began < 1
-    # Both at once: the provider of each waits for the other.
+    assert time.monotonic() - began < 2
+    # Both at once: the provider of each waits for the other. For which of them a provider's own thread works nobody knows, so
+    # such a cycle may be seen only by how deep it is.
     errors = []
 
     def touch(array):
@@ -160,8 +161,9 @@ def a_cycle(module):
         t.start()
     for t in threads:
         t.join()
-    assert errors == [errno.EDEADLK] * 4
-    assert len(family()) <= 5, family()
+    assert len(errors) == 4
+    assert set(errors) <= {errno.EDEADLK, *([errno.EREMOTEIO] if on_threads else [])}
+    assert len(family()) <= 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
