@@ -167,6 +167,7 @@ cdef Ring *_make_ring(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, 
         ring.block_nbytes = block_nbytes
         ring.spin_ns = spin_ns
         ring.started_ns = lm_now_ns()
+        ring.ready = 0
         ring.busy = 0
         memset(ring.claims, 0, sizeof(ring.claims))
         memset(ring.debtors, 0, sizeof(ring.debtors))
@@ -299,7 +300,7 @@ cdef Ring *_pick(Asking *a, uint64_t deadline_ns, Place **where, int *error) noe
             ring = _enter(best)
             if ring == NULL:
                 continue
-            if ring_is_dead(ring) and lm_load32(&ring.head.ready):
+            if ring_is_dead(ring) and ring_is_ready(ring):
                 _retire(best, ring, WHY_DIED, 0)
                 _leave(ring)
                 continue
@@ -356,7 +357,7 @@ cdef enum Outcome:
 cdef int _exchange(Asking *a, Place *place, Ring *ring, int slot, uint32_t tag, const Request *request, uint64_t block_offset,
                    uint64_t deadline_ns, uint32_t *answer, int *error) noexcept nogil:
     """Post a request and wait for its answer. Return: Outcome: ANSWERED, or what its failing to come means."""
-    cdef bint begun = False, ready = lm_load32(&ring.head.ready) != 0
+    cdef bint begun = False, ready = ring_is_ready(ring)
     cdef uint64_t began_ns = lm_now_ns()
     cdef uint64_t spin_ns = ring.spin_ns if ready and a.typical_ns < 2 * ring.spin_ns else 0
     cdef int waited
@@ -369,7 +370,7 @@ cdef int _exchange(Asking *a, Place *place, Ring *ring, int slot, uint32_t tag, 
             return ANSWERED
         begun = True
         waited = WAITED_BROKEN
-    ready = lm_load32(&ring.head.ready) != 0
+    ready = ring_is_ready(ring)
     error[0] = -ETIMEDOUT
     if waited == WAITED_INTERRUPTED:
         error[0] = -EINTR
@@ -738,7 +739,7 @@ cdef void rings_flush(uint64_t deadline_ns) noexcept nogil:
         if _life(ring) != RING_LIVE:
             continue
         lm_add32(&ring.users, 1)
-        if _life(ring) == RING_LIVE and lm_load32(&ring.head.ready):
+        if _life(ring) == RING_LIVE and ring_is_ready(ring):
             slot = ring_claim(ring, lm_gettid(), deadline_ns + SLACK_NS, 0)
             if slot >= 0:
                 tag = lm_load32(&ring.claims[slot].word) & <uint32_t>SLOT_TAG

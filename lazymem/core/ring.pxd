@@ -82,6 +82,7 @@ ctypedef struct Ring:
     uint64_t block_nbytes
     uint64_t spin_ns
     uint64_t started_ns
+    uint32_t ready       # its process has said so once
     uint32_t life
     uint32_t users       # threads in it: it is unmapped when it is dead and they are none
     uint32_t busy        # requests under way
@@ -124,5 +125,6 @@ cdef void ring_release(Ring *ring, int slot) noexcept nogil
 cdef bint ring_others_had_begun(Ring *ring, uint64_t provider) noexcept nogil
 cdef void ring_settle_debts(Ring *ring) noexcept nogil
 cdef bint ring_is_dead(Ring *ring) noexcept nogil
+cdef bint ring_is_ready(Ring *ring) noexcept nogil
 cdef int ring_next(lm_head *head) noexcept nogil
 cdef void ring_answer(lm_head *head, int slot, uint32_t answer, uint64_t receipt) noexcept nogil

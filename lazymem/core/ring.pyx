@@ -242,7 +242,14 @@ cdef bint ring_is_dead(Ring *ring) noexcept nogil:
     """Has its process ended? Before it is ready it holds no lock, and is asked after by descriptor. GIL: never. Blocks: no."""
     if lm_load32(&ring.life) != RING_LIVE or lm_load32(&ring.head.alive) & FUTEX_OWNER_DIED:
         return True
-    return lm_load32(&ring.head.ready) == 0 and lm_process_ended(ring.pidfd, ring.pid)
+    return not ring_is_ready(ring) and lm_process_ended(ring.pidfd, ring.pid)
+
+
+cdef bint ring_is_ready(Ring *ring) noexcept nogil:
+    """Does its process take requests, or has it? GIL: never. Blocks: no."""
+    if ring.ready == 0 and lm_load32(&ring.head.ready):
+        lm_store32(&ring.ready, 1)
+    return lm_load32(&ring.ready) != 0
 
 
 cdef int _accept(Ring *ring, int slot, uint32_t tag) noexcept nogil:
@@ -279,7 +286,7 @@ cdef int ring_wait(Ring *ring, int slot, uint32_t tag, uint64_t spin_ns, uint64_
         now_ns = lm_now_ns()
         if not begun[0]:
             begun[0] = lm_load32(&s.begun) != 0
-            if begun[0] or lm_load32(&ring.answered) != answered or (moved_ns == 0 and lm_load32(&ring.head.ready)):
+            if begun[0] or lm_load32(&ring.answered) != answered or (moved_ns == 0 and ring_is_ready(ring)):
                 answered = lm_load32(&ring.answered)
                 moved_ns = now_ns
         if ring_is_dead(ring):
