@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PIECE_NBYTES = 32 << 20
 
 _ON_PLAIN = (
-    "all", "any", "argmax", "argmin", "argpartition", "argsort", "astype", "byteswap", "choose", "clip", "compress", "conj",
+    "all", "any", "argmax", "argmin", "argpartition", "argsort", "byteswap", "choose", "clip", "compress", "conj",
     "conjugate", "copy", "cumprod", "cumsum", "dot", "fill", "flatten", "item", "itemset", "max", "mean", "min", "nonzero",
     "partition", "prod", "ptp", "put", "repeat", "round", "searchsorted", "setfield", "sort", "std", "sum", "take", "tobytes",
     "tolist", "tostring", "trace", "var", "__complex__", "__contains__", "__copy__", "__deepcopy__", "__format__",
@@ -34,6 +34,7 @@ _ON_PART = frozenset((
 ))  # fmt: skip
 _REAL: Any = np.ndarray.__dict__["real"]
 _IMAG: Any = np.ndarray.__dict__["imag"]
+_ASTYPE: Any = np.ndarray.astype
 _ON_VIEW = ("diagonal", "ravel", "reshape", "squeeze")
 
 
@@ -116,6 +117,13 @@ class LazyArray(core.LazyBase):
         else:
             with open(os.fspath(fid), "wb", buffering=0) as f:
                 _write_pieces(self, f)
+
+    def astype(self, dtype: Any, order: Any = "K", casting: Any = "unsafe", subok: Any = True, copy: Any = True) -> Any:
+        """As ndarray's. Without a copy, where none is needed, it reads nothing and answers with this array."""
+        args = (dtype, order, casting, subok, copy)
+        if not copy and np.dtype(dtype) == self.dtype:
+            return core.run_view(_ASTYPE, self, args, {})
+        return core.run_plain(_ASTYPE, self, args, {}, reads_all=True)
 
     def __bytes__(self) -> bytes:
         return self.tobytes()  # by its buffer a failed fetch could not be told
