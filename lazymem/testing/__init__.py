@@ -1,7 +1,37 @@
-"""What do tests of code that reads over a network need? A server that does as it is told."""
+"""What do tests of providers need, and of code that reads over a network? A contract, failures to order, and a server."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from lazymem.providers.checked import Checked, ChecksumError, checksums_of
 from lazymem.testing.apart import ServerApart
+from lazymem.testing.failure import Failure
+from lazymem.testing.faulty import FaultyProvider
 from lazymem.testing.misbehaviour import Misbehaviour
 from lazymem.testing.rangeserver import RangeServer, Request
+from lazymem.testing.slow import SlowProvider
 
-__all__ = ["Misbehaviour", "RangeServer", "Request", "ServerApart"]
+if _TYPE_CHECKING:
+    from lazymem.testing.contract import ProviderContract
+
+__all__ = [
+    "Checked",
+    "ChecksumError",
+    "Failure",
+    "FaultyProvider",
+    "Misbehaviour",
+    "ProviderContract",
+    "RangeServer",
+    "Request",
+    "ServerApart",
+    "SlowProvider",
+    "checksums_of",
+]
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "ProviderContract":  # it needs pytest, and nothing else here does
+        from lazymem.testing.contract import ProviderContract
+
+        return ProviderContract
+    raise AttributeError(f"module 'lazymem.testing' has no attribute {name!r}")
