@@ -6,7 +6,7 @@ space and source go to a list that is looked through whenever a region is made, 
 """
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
-from cpython.exc cimport PyErr_Occurred
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
@@ -26,10 +26,10 @@ from lazymem.errors import page_error
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
-    ctypedef int PyGILState_STATE
-    PyGILState_STATE PyGILState_Ensure() nogil
-    void PyGILState_Release(PyGILState_STATE) nogil
-    int PyErr_CheckSignals() noexcept nogil
+
+cdef extern from "interrupt.h" nogil:
+    bint lm_listen_for_signals() noexcept
+    bint lm_stop_listening() noexcept
 
 cdef extern from *:
     """
@@ -90,11 +90,8 @@ cdef object memory_of(Region *r):
 
 
 cdef bint _interrupted() noexcept nogil:
-    """Has a signal's Python handler raised (Ctrl-C)? What it raised stays set. GIL: taken; the caller gave it up to wait."""
-    cdef PyGILState_STATE state = PyGILState_Ensure()
-    cdef bint raised = PyErr_CheckSignals() != 0
-    PyGILState_Release(state)
-    return raised
+    """Has a signal come that Python may want to end this wait for (Ctrl-C)? GIL: never: see interrupt.h."""
+    return lm_listen_for_signals()
 
 
 @cython.no_gc_clear  # a fetch may be running in the source until the region is closed
@@ -268,7 +265,7 @@ cdef class Memory:
         cdef uint64_t failed = 0
         cdef uint64_t first = start // r.block_nbytes, last = (stop + r.block_nbytes - 1) // r.block_nbytes
         cdef Thread *me
-        cdef bint (*asks)() noexcept nogil
+        cdef bint called_off
         cdef int error
         if last > r.nblocks:
             last = r.nblocks
@@ -281,18 +278,24 @@ cdef class Memory:
         error = 0
         if first < last:
             me = thread_self()
-            asks = me.interrupted if me != NULL else NULL
-            if me != NULL and lm_is_main_thread():
-                me.interrupted = _interrupted
-            with nogil:
-                error = job_run(r, first, last, helpers, &failed)
-            if me != NULL:
-                me.interrupted = asks
+            called_off = True
+            while called_off:
+                if me != NULL and lm_is_main_thread():
+                    me.interrupted = _interrupted
+                with nogil:
+                    error = job_run(r, first, last, helpers, &failed)
+                called_off = False
+                if me != NULL and me.interrupted != NULL:
+                    me.interrupted = NULL
+                    called_off = lm_stop_listening() and error == -EINTR
+                try:
+                    PyErr_CheckSignals()
+                except BaseException:
+                    lm_sub32(&r.users, 1)
+                    raise
             if error == 0:
                 job_collapse(r, start, stop if stop < r.map_nbytes else r.map_nbytes)
         lm_sub32(&r.users, 1)
-        if PyErr_Occurred() != NULL:
-            return -1  # what a signal's handler raised
         if lm_load32(&r.status) != LIVE:
             refuse(r)
         if error:
