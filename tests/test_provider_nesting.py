@@ -4,6 +4,7 @@ Cycles are for test_provider_cycles.py.
 """
 
 import errno
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -18,6 +19,7 @@ from nested_providers import Over, OverC, OverCOver, Reporting, fails, family, t
 from support import each_user, run_child, settled, wait_until
 
 import lazymem as lm
+from lazymem.testing import ServerApart
 
 WORDS = PAGE // 8
 N = 16
@@ -28,11 +30,13 @@ IOTA = np.arange(N * WORDS)
 # Pairings
 
 
-def inner_of(kind, path, **options):
+def inner_of(kind, path, server, **options):
     if kind == "file":
         return lm.memmap(path, "i8", **options)
     if kind == "npy":
         return lm.open(path + ".npy", **options)
+    if kind == "http":
+        return lm.memmap(server.url_of("f"), "i8", **options)
     if kind == "function":
         return lm.from_function(lambda i: i, IOTA.shape, "i8", **options)
     if kind == "fill":
@@ -78,10 +82,14 @@ def test_pairings(delivery, user, folder):
 
 def pairings(delivery, path):
     options = {"delivery": delivery, "block_nbytes": PAGE}
+    server = ServerApart({"f": path})
+    kinds = ["file", "npy", "function", "fill", "generator", "provider"]
+    if importlib.util.find_spec("urllib3") is not None:
+        kinds.append("http")
     for outer in ("function", "fill", "provider", "generator"):
-        for kind in ("file", "npy", "function", "fill", "generator", "provider"):
+        for kind in kinds:
             print("at", kind, "in", outer, flush=True)
-            inner = inner_of(kind, path, **options)
+            inner = inner_of(kind, path, server, **options)
             a = outer_of(outer, inner, **options)
             assert a[-1] == 2 * IOTA[-1] + 1
             assert np.array_equal(a, 2 * IOTA + 1)
