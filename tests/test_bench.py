@@ -193,9 +193,10 @@ def test_the_gil_is_kept_while_touching_if_so_asked(threads):
     """By how often another thread of Python's comes round meanwhile."""
     check_child(
         f"""
-        import threading, time
+        import sys, threading, time
         import numpy as np
         from lazymem.core import measure
+        sys.setswitchinterval(1000)  # nobody is asked to give it up
         memory, offsets, took = np.zeros(8, np.uint8), np.arange(4, dtype=np.uint64), np.zeros(4, np.uint64)
         rounds = 0
         def run():
@@ -210,8 +211,8 @@ def test_the_gil_is_kept_while_touching_if_so_asked(threads):
                 memory.ctypes.data, offsets.ctypes.data, took.ctypes.data, 4, 0, {threads}, pause_ns=100_000_000, keep_gil=keep
             )
             return rounds - before
-        assert rounds_while(True) <= 2
-        assert rounds_while(False) >= 10
+        assert rounds_while(False) >= 5
+        assert rounds_while(True) == 0
         """
     )
 
