@@ -79,7 +79,7 @@ def fail_in_each_way(delivery):
     for kind, (code, text, asked) in FAILS.items():
         print(kind, flush=True)
         faulty = FaultyProvider(RIGHT, [Failure(kind, at=PAGE + 5)])
-        a = array_of(faulty, delivery, retries=2, timeout=0.5 if kind == "hang" else 30)
+        a = array_of(faulty, delivery, retries=2, timeout=2 * PATIENCE if kind == "hang" else 30)
         with pytest.raises(lm.PageError) as caught:
             a[PAGE]
         assert (caught.value.errno, caught.value.block) == (code, 1), caught.value

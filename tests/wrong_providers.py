@@ -230,3 +230,22 @@ class NeedsItsClose(Right):
     def close(self) -> None:
         if not AT_HOME:
             os.remove(self.mark())
+
+
+class NeedsToBeAlone(Right):
+    """In one process, and does not say so."""
+
+    block_nbytes = PAGE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mark = os.path.join(tempfile.mkdtemp(prefix="lazymem-test-"), "whose")
+
+    def open(self) -> None:
+        if not AT_HOME:
+            os.symlink(str(os.getpid()), self.mark)
+
+    def read_into(self, buffer, offset: int):
+        if not AT_HOME:
+            time.sleep(0.05)
+        super().read_into(buffer, offset)
