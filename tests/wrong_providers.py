@@ -243,7 +243,10 @@ class NeedsToBeAlone(Right):
 
     def open(self) -> None:
         if not AT_HOME:
-            os.symlink(str(os.getpid()), self.mark)
+            try:
+                os.symlink(str(os.getpid()), self.mark)
+            except FileExistsError:
+                raise RuntimeError("another process has it") from None  # no OSError: it would be asked again, elsewhere
 
     def read_into(self, buffer, offset: int):
         if not AT_HOME:
