@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memset, strlen
 
 from lazymem.core.native cimport *
 from lazymem.core.ring cimport *
-from lazymem.core.thread cimport Thread, thread_self
+from lazymem.core.thread cimport Thread, thread_self, thread_will_wait
 
 
 cdef extern from "process.h" nogil:
@@ -291,6 +291,7 @@ cdef Ring *_pick(Asking *a, uint64_t deadline_ns, Place **where, int *error) noe
                     best = &places[i]
                     least = load
         if empty != NULL and (best == NULL or least):
+            thread_will_wait()
             error[0] = process_start(a.spawn, a.block_nbytes, a.spin_ns, empty)
             if error[0] == 0:
                 continue
@@ -312,6 +313,7 @@ cdef Ring *_pick(Asking *a, uint64_t deadline_ns, Place **where, int *error) noe
             error[0] = -ETIMEDOUT
             return NULL
         if _held_by(held) & STARTING:
+            thread_will_wait()
             lm_futex_wait(coming, held, min(SLICE_NS, deadline_ns - now_ns))
             if lm_thread_is_gone(_held_by(held) & ~<uint32_t>STARTING):
                 lm_cas32(coming, held, _epoch << EPOCH_SHIFT)
@@ -563,6 +565,7 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
                 return 0
             _leave(ring)
         if outcome == NO_SLOT:
+            thread_will_wait()
             if ring_wait_for_slot(ring, deadline_ns):
                 continue
             _say_text(a, offset, b"all 64 places of the provider process were taken until the deadline")
@@ -577,6 +580,7 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
         pause_ns = _jitter(BACKOFF_NS << min(failed - 1, <uint32_t>8))
         if outcome == GIVE_UP or failed > a.retries or now_ns + pause_ns >= deadline_ns:
             return error
+        thread_will_wait()
         lm_sleep_ns(pause_ns)
 
 

@@ -90,6 +90,8 @@ typedef struct {
     LM_LINE uint32_t bell;       /* futex of threads of the process that sleep */
     uint32_t sleepers;
     uint32_t spinning;           /* threads of the process that look at `asked` all the time: 0 or 1 */
+    uint32_t server_cpu;         /* on which each side was last awake: on one, neither waits awake for the other */
+    uint32_t asker_cpu;
     LM_LINE char last_words[RING_TEXT_NBYTES];   /* of a process that cannot start */
     lm_output output[2];
 } lm_head;

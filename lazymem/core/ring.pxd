@@ -42,6 +42,8 @@ cdef extern from "ring.h" nogil:
         uint32_t bell
         uint32_t sleepers
         uint32_t spinning
+        uint32_t server_cpu
+        uint32_t asker_cpu
         char last_words[1]
         lm_output output[2]
     uint64_t lm_receipt(uint32_t tag, uint32_t ask, uint32_t answer, uint64_t provider, uint64_t offset, uint64_t nbytes)

@@ -17,7 +17,7 @@ Nothing here allocates, locks, or needs Python. A process that scribbles over th
 no others: the served side takes no address, length or count from it, and keeps who uses a slot in memory of its own.
 """
 from lazymem.core.native cimport *
-from lazymem.core.thread cimport Thread, thread_self
+from lazymem.core.thread cimport Thread, thread_self, thread_will_wait
 
 
 cdef extern from "native.h" nogil:
@@ -26,10 +26,12 @@ cdef extern from "native.h" nogil:
 cdef extern from *:
     """
     #include <poll.h>
+    #include <sched.h>
     #include <stdint.h>
     #include <stdlib.h>
     #include <sys/wait.h>
     #include <linux/futex.h>
+    static inline uint32_t lm_cpu(void) { return (uint32_t)sched_getcpu(); }
     /* Has the process of this descriptor ended, reaped or not? Without a descriptor that works: ask by its number. */
     static inline int lm_process_ended(int pidfd, int pid)
     {
@@ -44,6 +46,7 @@ cdef extern from *:
     }
     """
     uint32_t FUTEX_OWNER_DIED
+    uint32_t lm_cpu() noexcept nogil
     bint lm_process_ended(int pidfd, int pid) noexcept nogil
 
 # No sleep is longer: the death of the process and a deadline are seen at the latest then.
@@ -219,7 +222,7 @@ cdef void ring_post(Ring *ring, int slot, const Request *request) noexcept nogil
     """Hand a request to the process, in a claimed slot. GIL: never. Blocks: no. Thread: the claimer."""
     cdef lm_head *head = ring.head
     cdef lm_slot *s = slot_at(head, slot)
-    cdef uint32_t tag = lm_load32(&ring.claims[slot].word) & <uint32_t>SLOT_TAG
+    cdef uint32_t tag = lm_load32(&ring.claims[slot].word) & <uint32_t>SLOT_TAG, cpu
     s.begun = 0
     s.ask = request.ask
     s.provider = ring.claims[slot].provider
@@ -228,6 +231,9 @@ cdef void ring_post(Ring *ring, int slot, const Request *request) noexcept nogil
     s.total = request.total
     lm_store32(&ring.claims[slot].word, CLAIM_POSTED | tag)
     lm_store32(&s.word, SLOT_ASKED | tag)
+    cpu = lm_cpu()
+    if head.asker_cpu != cpu:
+        head.asker_cpu = cpu
     lm_or64(&head.asked, <uint64_t>1 << slot)
     _ring_bell(head)
 
@@ -277,8 +283,11 @@ cdef int ring_wait(Ring *ring, int slot, uint32_t tag, uint64_t spin_ns, uint64_
             if (lm_load32(&s.word) & ~<uint32_t>SLOT_SLEEPS) == done:
                 return _accept(ring, slot, tag)
             lm_pause()
+        if lm_load32(&ring.head.server_cpu) == lm_cpu():
+            break  # it can only answer if we let it run
         now_ns = lm_now_ns()
     begun[0] = False
+    thread_will_wait()
     while True:
         word = lm_load32(&s.word)
         if (word & ~<uint32_t>SLOT_SLEEPS) == done or lm_load32(&ring.claims[slot].word) != (CLAIM_POSTED | tag):
@@ -344,15 +353,25 @@ cdef bint _look(lm_head *head) noexcept nogil:
     """Look at `asked` for a moment. Return: is there anything?"""
     cdef uint64_t until_ns = lm_now_ns() + head.spin_ns
     cdef bint found = False
+    cdef uint64_t now_ns
+    cdef uint32_t cpu
     cdef int i
     if head.spin_ns == 0 or not lm_cas32(&head.spinning, 0, 1):
         return False
-    while not found and lm_now_ns() < until_ns:
+    while not found:
+        now_ns = lm_now_ns()
+        if now_ns >= until_ns:
+            break
         for i in range(64):
             if lm_load64(&head.asked):
                 found = True
                 break
             lm_pause()
+        cpu = lm_cpu()
+        if head.server_cpu != cpu:
+            head.server_cpu = cpu
+        if head.asker_cpu == cpu:
+            break
     lm_store32(&head.spinning, 0)
     return found
 

@@ -46,6 +46,7 @@ cdef extern from *:
     #endif
 
     static lm_head *lm_watched;
+    static uint32_t lm_watching;             /* 1: our death will be noticed */
     static int lm_pipes[2] = {-1, -1};       /* the reading ends of descriptors 1 and 2 */
     static ino_t lm_pipe_inodes[2];
     static uint32_t lm_pipes_open, lm_emptying;
@@ -125,6 +126,7 @@ cdef extern from *:
         list.list_op_pending = NULL;
         __atomic_store_n(&lm_watched->alive, me, __ATOMIC_SEQ_CST);
         syscall(SYS_set_robust_list, &list, sizeof list);
+        __atomic_store_n(&lm_watching, 1, __ATOMIC_SEQ_CST);
         for (;;) {
             struct pollfd p[3] = {{pidfd, POLLIN, 0}, {lm_pipes[0], POLLIN, 0}, {lm_pipes[1], POLLIN, 0}};
             int wait_ms = pidfd < 0 || asked_to_end.tv_sec ? 200 : 2000;
@@ -192,6 +194,7 @@ cdef extern from *:
     static void lm_go(int fd) { if (fchdir(fd)) { } }
     """
     lm_head *lm_watched
+    uint32_t lm_watching
     lm_head *lm_map_ring(int fd, uint64_t *nbytes) noexcept nogil
     int lm_start_watch() noexcept nogil
     void lm_await_output() noexcept nogil
@@ -306,7 +309,10 @@ cdef class Server:
         close(fd)
 
     def ready(self):
-        """Say that requests are taken from now on."""
+        """Say that requests are taken from now on. Blocks: until the watching thread watches."""
+        with nogil:
+            while lm_load32(&lm_watching) == 0:
+                lm_sleep_ns(100000)
         lm_store32(&self.head.ready, 1)
 
     def serve(self):

@@ -31,3 +31,4 @@ ctypedef struct Thread:
 cdef Thread *thread_self() noexcept nogil
 cdef Thread *thread_find(uint32_t tid) noexcept nogil
 cdef void thread_forget_all() noexcept nogil
+cdef void thread_will_wait() noexcept nogil

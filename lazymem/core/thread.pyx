@@ -84,3 +84,13 @@ cdef void thread_forget_all() noexcept nogil:
     """In a forked child: the records are of the parent's threads. GIL: any. Blocks: no."""
     madvise(_slots, SLOTS * sizeof(Thread), MADV_DONTNEED)
     lm_self_set(NULL)
+
+
+cdef void thread_will_wait() noexcept nogil:
+    """The calling thread is about to sleep for something: what it wants done before is done (a handler thread hands the reading on).
+
+    GIL: never. Blocks: no. Thread: any, in a signal handler too.
+    """
+    cdef Thread *me = thread_self()
+    if me != NULL and me.before_blocking != NULL:
+        me.before_blocking()

@@ -182,7 +182,8 @@ cdef void *_handler(void *unused) noexcept nogil:
                 enters = foreign
             if enters:
                 lm_add32(&_entered, 1)
-            _hand_on()
+            if r.source.borrow == NULL:
+                _hand_on()                                               #    (a process that is awake answers before a handler wakes)
         outcome = region_touch(r, message.address, message.ptid, False)  # 4. fill
         if enters:
             lm_sub32(&_entered, 1)
