@@ -82,9 +82,17 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
     return region
 
 
+def _no_value(dtype: np.dtype[Any]) -> bytes:
+    """An element that says that it is none: NaN, NaT; empty where the dtype has no such thing."""
+    if dtype.kind in "fc":
+        return np.full((), complex(np.nan, np.nan) if dtype.kind == "c" else np.nan, dtype).tobytes()
+    return np.array("NaT", dtype).tobytes() if dtype.kind in "mM" else b""
+
+
 def make_array(region: Region, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, offset: int = 0) -> LazyArray:
     """Lay an array over a region. The root is a plain array of all its bytes, the base of every other."""
     root: np.ndarray[Any, Any] = np.ndarray((region.nbytes,), "u1", cast(Any, region))
+    region.stand_in_with(_no_value(dtype), offset)
     array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, cast(Any, order))
     region.remember(root, array)
     del root

@@ -7,8 +7,13 @@ it ends. The order is the proof that nobody misses it:
     dropping:  (4) the stand-in is gone   (5) live--
     entering an operation: (1) wait until live is 0, at most 1 s   (2) read failures
     leaving it: look at the log if failures moved
+    entering a guard: (1) read failures   (2) drop what is loose and wait until live is 0, at most 1 s
+    leaving it: raise if failures moved
 
 The log is a ring; whoever finds that it was overrun since it began must assume the worst.
+
+A touch outside operations that may go on (under a guard, or on a Python thread that will be told) leaves a loose stand-in, which anybody may
+drop. Its thread's further misses fail at once until the era changes: when a guard comes or goes, or a thread has been told.
 """
 from libc.string cimport memset
 
@@ -19,11 +24,45 @@ cdef Failure _log[LOG_ENTRIES]
 memset(_log, 0, sizeof(_log))
 cdef uint64_t _failures = 0
 cdef uint64_t _live = 0
+cdef uint64_t _era = 1
+cdef uint32_t _guards = 0
+cdef uint32_t _guards_coming = 0
 
 
 cdef uint64_t failures_now() noexcept nogil:
     """How many touches have failed in this process. GIL: never. Blocks: no."""
     return lm_load64(&_failures)
+
+
+cdef uint64_t failures_era() noexcept nogil:
+    """What a thread's loose error is good for. GIL: never. Blocks: no."""
+    return lm_load64(&_era)
+
+
+cdef void failures_new_era() noexcept nogil:
+    """From now on touches are tried anew. GIL: never. Blocks: no."""
+    lm_add64(&_era, 1)
+
+
+cdef uint32_t guards_now() noexcept nogil:
+    """How many guards the process is under. GIL: never. Blocks: no."""
+    return lm_load32(&_guards)
+
+
+cdef uint32_t guards_coming() noexcept nogil:
+    """How many are waiting to be entered: nothing outside a guard may leave a stand-in then. GIL: never. Blocks: no."""
+    return lm_load32(&_guards_coming)
+
+
+cdef void guards_count(int change) noexcept nogil:
+    """So many more (or fewer) guards. GIL: never. Blocks: no."""
+    lm_add32(&_guards, <uint32_t>change)
+    failures_new_era()
+
+
+cdef void guards_come(int change) noexcept nogil:
+    """So many more (or fewer) that wait. GIL: never. Blocks: no."""
+    lm_add32(&_guards_coming, <uint32_t>change)
 
 
 cdef uint64_t standins_live() noexcept nogil:
@@ -56,8 +95,9 @@ cdef bint failure_read(uint64_t sequence, Failure *entry) noexcept nogil:
 
 
 cdef void failures_forget() noexcept nogil:
-    """In a forked child: stand-ins are in the parent's regions. GIL: any."""
+    """In a forked child: stand-ins are in the parent's regions, and what fails from now on is its own. GIL: any."""
     lm_store64(&_live, 0)
+    lm_store32(&_guards_coming, 0)
 
 
 cdef const char *cause(int error) noexcept nogil:

@@ -4,6 +4,7 @@ from typing import Any, TypedDict
 from typing_extensions import Buffer
 
 from lazymem.core.source import NativeSource
+from lazymem.errors import PageError
 
 class Counters(TypedDict):
     faults: int
@@ -16,6 +17,7 @@ class Counters(TypedDict):
     refilled: int
     eexist: int
     eagain: int
+    errors: int
     latency: list[int]
 
 class Memory(Buffer):
@@ -58,6 +60,8 @@ class Memory(Buffer):
     def arrays(self) -> int: ...
     @property
     def exports(self) -> int: ...
+    def stand_in_with(self, pattern: bytes, at: int) -> None: ...
+    def failure(self) -> PageError | None: ...
     def populate(self, start: int, stop: int) -> None: ...
     def prefetch(self, start: int, stop: int) -> bool: ...
     def resident(self, first: int, last: int) -> bytearray: ...

@@ -59,6 +59,13 @@ ctypedef struct Region:
     uint64_t last_failed_block
     int last_error
     uint64_t standins    # blocks of it that are, or are about to be, stand-ins
+    uint64_t loose       # of them, those that no operation drops
+    uint32_t absent_nbytes  # what stands in: so many bytes of `absent`, again and again from byte `absent_at` on; 0: zeros
+    uint64_t absent_at
+    char absent[16]
+    uint64_t errors      # fetches that have failed, and the latest of them
+    uint64_t failed_block
+    int failed_error
     uint64_t held        # bytes of memory that fills have put here
     Counters counters
 

@@ -280,6 +280,9 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
     r.owner = NULL
     r.held = 0
     r.standins = 0
+    r.loose = 0
+    r.absent_nbytes = 0
+    r.errors = 0
     r.nests = 0
     r.last_failure = 0
     memset(&r.counters, 0, sizeof(Counters))

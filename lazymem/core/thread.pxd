@@ -23,6 +23,8 @@ ctypedef struct Thread:
     uint64_t first_region
     uint64_t first_block
     int first_error
+    int loose_error            # errno of a touch outside operations that failed; others fail at once while `failures_era` is the same
+    uint64_t loose_era
     void *chain[CHAIN_MAX]     # the regions of those sources
     uint32_t around_depth      # in a provider process: arrays that wait, outside it, for what this thread does
     uint64_t around[CHAIN_MAX] # their identities
