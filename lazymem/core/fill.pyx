@@ -18,6 +18,7 @@ from lazymem.core.limit cimport memory_for, memory_returned
 from lazymem.core.native cimport *
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
+from lazymem.core.sigint cimport sigint_may_end, sigint_no_more
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
@@ -263,6 +264,8 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
         if deadline_ns == 0:
             deadline_ns = lm_now_ns() + r.timeout_ns
         waited = True
+        if me != NULL and me.interrupted != NULL and me.interrupted():  # before it sleeps, so that it is heard then
+            return -EINTR
         error = table_wait(word, seen, deadline_ns)
         if error == 0 and me != NULL and me.interrupted != NULL and me.interrupted():
             error = -EINTR
@@ -321,7 +324,7 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     cdef Thread *me = thread_self()
     cdef Thread *toucher = me
     cdef int error, filled = 0
-    cdef bint lent = False
+    cdef bint lent = False, ends
     lm_count(&r.counters.taken, 1)
     if lm_load32(&r.status) != LIVE or addr >= r.base + r.map_nbytes or r.nblocks == 0:
         lm_count(&r.counters.failed, 1)
@@ -353,10 +356,13 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
         if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
             error = 0
     if error == 0:
+        ends = me != NULL and sigint_may_end(me, tid)
         # A source's touch waits here even for another thread's fill: two that wait for each other must meet a deadline.
         error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
         if error == 0 and not filled:
             error = _refill(r, addr, block, me, &filled)
+        if ends:
+            sigint_no_more(me)
     if me != toucher and me != NULL:
         me.around_depth = 0
     if lent:

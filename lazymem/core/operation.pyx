@@ -3,6 +3,8 @@
 `begin` notes how many touches have failed; `end` drops this thread's stand-ins and looks at what failed since: by this thread, or by
 any in the operands' bytes. Never for another array.
 """
+from cpython.exc cimport PyErr_CheckSignals
+
 from lazymem.core.failure cimport LOG_ENTRIES, Failure, failure_read, failures_now
 from lazymem.core.memory cimport error_of, raise_page_error
 from lazymem.core.native cimport *
@@ -59,6 +61,8 @@ cdef int blame(uint64_t sequence, operands) except -1:
     cdef Failure entry
     cdef Region *r
     if thread_self() != NULL and thread_self().first_sequence > sequence:
+        if thread_self().first_error == EINTR and PyErr_CheckSignals():
+            return -1  # KeyboardInterrupt, which ended the touch
         r = region_numbered(thread_self().first_region)
         if r != NULL:
             raise_page_error(r, thread_self().first_block, thread_self().first_error)

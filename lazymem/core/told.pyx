@@ -65,6 +65,11 @@ cdef bint tell_thread(Region *r, uint64_t block, int error) noexcept nogil:
     if me == NULL or not lm_is_python_thread() or guards_coming():
         return False
     known = me.loose_error != 0 and _is_waiting(lm_thread_ident())
+    if error == EINTR:  # it has been told already: by Python, of the signal
+        if not stand_in_loose(r, block, me, error):
+            return False
+        Py_AddPendingCall(_tell, NULL)
+        return True
     if not known:
         for i in range(TOLD):
             if lm_cas32(&_news[i].state, 0, 1):
