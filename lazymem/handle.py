@@ -95,7 +95,6 @@ class Region(Memory):
     """
 
     mode: str
-    kernel_faults: bool
     filename: str | None
     offset: int
     recipe: Recipe | ProviderRecipe | str

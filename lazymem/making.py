@@ -58,10 +58,7 @@ def _descriptor(options: Options) -> tuple[int, int, bool]:
             "delivery='inline' on a thread that blocks SIGBUS: a touch here would end the process. "
             "Unblock it (signal.pthread_sigmask), or use delivery='threads'"
         )
-    kernel_faults = delivery == "threads" and privilege == 2
-    if kernel_faults:
-        core.kernel_fault_fds.add(fd)
-    return fd, (0 if delivery == "threads" else 1), kernel_faults
+    return fd, (0 if delivery == "threads" else 1), delivery == "threads" and privilege == 2
 
 
 def make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | ProviderRecipe | str) -> Region:
@@ -72,7 +69,7 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
         source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries
     )
     region.mode = mode
-    region.kernel_faults = kernel_faults
+    region.take_kernel_faults(kernel_faults)
     # Those that wait for another process need no core of their own.
     at_once = options.threads if source.kind == "provider" else min(options.threads, len(os.sched_getaffinity(0)))
     region.helpers = at_once - 1

@@ -200,6 +200,14 @@ cdef void signals_forget() noexcept nogil:
     _privilege = PRIVILEGE_NONE
 
 
+cdef int inline_reopen() noexcept nogil:
+    """In a forked child: a userfaultfd of its own. Return: the descriptor / -errno. GIL: any. Blocks: no."""
+    global _fd
+    cdef uint64_t features = 0
+    _fd = uffd_open(UFFD_FEATURE_SIGBUS, UFFD_FEATURE_POISON, &_privilege, &features)
+    return _fd
+
+
 def take_signals(bint segv=False):
     """Own SIGBUS (and SIGSEGV), in front of whoever owns them now.
 

@@ -265,6 +265,15 @@ cdef class Memory:
         """How many buffers are handed out."""
         return lm_load32(&self.region.exports)
 
+    @property
+    def kernel_faults(self):
+        """Do system calls wait for absent pages? Else they get EFAULT."""
+        return self.region.kernel_faults
+
+    def take_kernel_faults(self, bint wait):
+        """Say whether system calls wait for absent pages."""
+        self.region.kernel_faults = wait
+
     def stand_in_with(self, bytes pattern not None, uint64_t at):
         """What is mapped where a fetch failed: `pattern` again and again, so that an element begins at byte `at`; empty: zeros.
 

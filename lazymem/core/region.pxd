@@ -44,6 +44,7 @@ ctypedef struct Region:
     int delivery
     int kind
     bint writable
+    bint kernel_faults   # system calls on absent pages wait for them
     uint32_t status
     uint32_t users       # threads on the fill path, and lookups; memory and source outlive them
     uint64_t id          # never reused
@@ -81,4 +82,5 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil
 cdef bint region_free(Region *r) noexcept nogil
 cdef void regions_hold() noexcept nogil
 cdef void regions_let_go() noexcept nogil
-cdef void regions_forget() noexcept nogil
+cdef void regions_inherit(int uffd) noexcept nogil
+cdef bint regions_any() noexcept nogil

@@ -80,12 +80,13 @@ cdef extern from *:
             sigaction(SIGINT, &lm_sigint_owner, NULL);
         lm_sigint_exit(&before);
     }
-    static void lm_sigint_forget(void) { lm_sigint_lock = 0; }
+    static void lm_sigint_forget(void) { lm_sigint_lock = 0; }   /* the parent's thread that held it is not here */
     static inline uint32_t lm_sigints_now(void) { return __atomic_load_n(&lm_sigints, __ATOMIC_SEQ_CST); }
     static inline uint32_t lm_main_thread(void) { return (uint32_t)getpid(); }
     """
     bint lm_sigint_take() noexcept nogil
     void lm_sigint_give_back() noexcept nogil
+    void lm_sigint_forget() noexcept nogil
     uint32_t lm_sigints_now() noexcept nogil
     uint32_t lm_main_thread() noexcept nogil
 
@@ -119,6 +120,11 @@ cdef bint _came() noexcept nogil:
     if not me.sigint_held:
         me.sigint_held = lm_sigint_take()
     return lm_sigints_now() != me.sigints_seen
+
+
+cdef void sigint_forget() noexcept nogil:
+    """In a forked child. GIL: any. Blocks: no."""
+    lm_sigint_forget()
 
 
 def set_default(bint default):
