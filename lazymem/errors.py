@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno as _errno
+from collections.abc import Callable
 
 __all__ = ["PageError", "ProviderError", "TouchError", "UnsupportedPlatform", "page_error", "touch_error"]
 
@@ -33,14 +34,18 @@ class TouchError(BaseException):
     error: PageError
 
 
-def touch_error(error: PageError) -> type[TouchError]:
-    """A class whose instance says what `error` says: an asynchronous exception is made of a class, without arguments."""
+def touch_error(error: PageError, seen: Callable[[], None]) -> type[TouchError]:
+    """A class whose instance says what `error` says: an asynchronous exception is made of a class, without arguments.
+
+    `seen` is called as it is made: then it has come to light.
+    """
 
     class Told(TouchError):
         def __init__(self, *args: object) -> None:
             super().__init__(f"a touch of memory failed, before this point and on this thread: {error}")
             self.error = error
             self.__cause__ = error
+            seen()
 
     Told.__name__ = Told.__qualname__ = TouchError.__name__
     Told.__module__ = TouchError.__module__

@@ -10,6 +10,7 @@ SIGINT stays whose it is. But whether it is Python's default handler's decides w
 
 from __future__ import annotations
 
+import _signal
 import faulthandler
 import functools
 import signal
@@ -58,5 +59,5 @@ def own_sigbus() -> None:
         _followed = True
         faulthandler.enable = _then_step_in_front(faulthandler.enable)
         faulthandler.disable = _then_step_in_front(faulthandler.disable)
-        signal.signal = _then_tell_whose(signal.signal)
+        _signal.signal = _then_tell_whose(_signal.signal)  # what signal.signal calls, and whoever imported that before us
         _tell_whose()

@@ -20,6 +20,16 @@ from libc.string cimport memset
 from lazymem.core.native cimport *
 
 
+cdef extern from *:
+    """
+    #include "native.h"
+    LM_THREAD_LOCAL int lm_guards_of_thread;
+    static inline void lm_guards_here_more(int n) { lm_guards_of_thread += n; }
+    static inline uint32_t lm_guards_here(void) { return lm_guards_of_thread > 0 ? (uint32_t)lm_guards_of_thread : 0; }
+    """
+    void lm_guards_here_more(int n) noexcept nogil
+    uint32_t lm_guards_here() noexcept nogil
+
 cdef Failure _log[LOG_ENTRIES]
 memset(_log, 0, sizeof(_log))
 cdef uint64_t _failures = 0
@@ -55,8 +65,11 @@ cdef uint32_t guards_coming() noexcept nogil:
 
 
 cdef void guards_count(int change) noexcept nogil:
-    """So many more (or fewer) guards. GIL: never. Blocks: no."""
-    lm_add32(&_guards, <uint32_t>change)
+    """One guard more, or fewer. GIL: never. Blocks: no. Thread: mostly that which entered it."""
+    cdef uint32_t seen = lm_load32(&_guards)
+    lm_guards_here_more(change)
+    while (change > 0 or seen > 0) and not lm_cas32(&_guards, seen, seen + <uint32_t>change):  # 0: a frame of a thread that a fork lost
+        seen = lm_load32(&_guards)
     failures_new_era()
 
 
@@ -98,6 +111,7 @@ cdef void failures_forget() noexcept nogil:
     """In a forked child: stand-ins are in the parent's regions, and what fails from now on is its own. GIL: any."""
     lm_store64(&_live, 0)
     lm_store32(&_guards_coming, 0)
+    lm_store32(&_guards, lm_guards_here())  # those of the parent's other threads will never be left here, nor raise
 
 
 cdef const char *cause(int error) noexcept nogil:

@@ -245,10 +245,12 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             mark = seen & (WITNESS | JOINED)
             if plain and not wait:
                 mark |= WITNESS
+            mark |= seen & STANDIN  # a child forked before it is gone must drop it
             if not lm_cas32(word, seen, FILLING | mark | (tid << DETAIL_SHIFT)):
                 continue
             if seen & STANDIN:
                 unmap_standin(r, block, seen & LOOSE != 0)
+                lm_and_not32(word, STANDIN)
             error = _fill(r, block)
             filled[0] = error == 0
             return error

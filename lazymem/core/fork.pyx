@@ -15,6 +15,7 @@ from lazymem.core.serve cimport serve_forget
 from lazymem.core.sigint cimport sigint_forget
 from lazymem.core.thread cimport thread_forget_all
 from lazymem.core.threads cimport threads_forget
+from lazymem.core.told cimport told_forget
 
 
 cdef extern from "pthread.h" nogil:
@@ -42,6 +43,7 @@ cdef void _in_child() noexcept nogil:
     failures_forget()
     rings_forget()
     sigint_forget()
+    told_forget()
     serve_forget()
     # 3. The addresses.
     if regions_any():

@@ -23,17 +23,18 @@ def enter_guard():
     """
     cdef uint64_t sequence, deadline_ns = lm_now_ns() + 1000000000
     cdef bint gone
-    guards_come(1)
     sequence = failures_now()                                    # (1)
-    with nogil:
-        drop_loose()
-        gone = standins_live() == 0 or standins_wait(deadline_ns)  # (2)
-    if gone:
-        guards_count(1)
-    guards_come(-1)
+    drop_loose()
+    gone = standins_live() == 0                                  # (2)
+    if not gone:
+        guards_come(1)  # from now on nothing else makes us wait
+        with nogil:
+            gone = standins_wait(deadline_ns)
+        guards_come(-1)
     if not gone:
         raise TimeoutError("lazymem.guard: another thread's operation has failed and not ended for 1 s; what it could not fetch is "
                            "mapped as zeros meanwhile, so nothing may be read under a guard")
+    guards_count(1)
     return sequence
 
 

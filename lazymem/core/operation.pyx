@@ -6,6 +6,7 @@ any in the operands' bytes. Never for another array.
 from cpython.exc cimport PyErr_CheckSignals
 
 from lazymem.core.failure cimport LOG_ENTRIES, Failure, failure_read, failures_now
+from lazymem.core.failure import cause_of
 from lazymem.core.memory cimport error_of, raise_page_error
 from lazymem.core.native cimport *
 from lazymem.core.region cimport Region, region_at, region_numbered
@@ -64,8 +65,10 @@ cdef int blame(uint64_t sequence, operands) except -1:
         if thread_self().first_error == EINTR and PyErr_CheckSignals():
             return -1  # KeyboardInterrupt, which ended the touch
         r = region_numbered(thread_self().first_region)
-        if r != NULL:
-            raise_page_error(r, thread_self().first_block, thread_self().first_error)
+        if r == NULL:
+            raise page_error("(closed meanwhile)", "gone", thread_self().first_block, 0, 0, thread_self().first_error,
+                             cause_of(thread_self().first_error))
+        raise_page_error(r, thread_self().first_block, thread_self().first_error)
     if now - sequence >= LOG_ENTRIES or not failure_read(sequence + 1, &entry):
         _blame_latest(sequence, operands)  # overrun: the regions themselves know of their latest
     for i in range(max(sequence, now - min(now, <uint64_t>LOG_ENTRIES)) + 1, now + 1):

@@ -80,7 +80,14 @@ cdef extern from *:
             sigaction(SIGINT, &lm_sigint_owner, NULL);
         lm_sigint_exit(&before);
     }
-    static void lm_sigint_forget(void) { lm_sigint_lock = 0; }   /* the parent's thread that held it is not here */
+    static void lm_sigint_forget(void)   /* the parent's threads that held it are not here */
+    {
+        struct sigaction now;
+        if (lm_sigint_holders && sigaction(SIGINT, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO)
+            && now.sa_sigaction == lm_on_sigint)
+            sigaction(SIGINT, &lm_sigint_owner, NULL);
+        lm_sigint_holders = lm_sigint_lock = 0;
+    }
     static inline uint32_t lm_sigints_now(void) { return __atomic_load_n(&lm_sigints, __ATOMIC_SEQ_CST); }
     static inline uint32_t lm_main_thread(void) { return (uint32_t)getpid(); }
     """

@@ -194,7 +194,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
         return True
     if seen & WITNESS and not loose or not (_remember_loose(r, block) if loose else _remember_standin(toucher, r, block)):
         return False
-    if not lm_cas32(word, seen, FILLING | MAKING | (toucher.tid << DETAIL_SHIFT)):
+    if not lm_cas32(word, seen, FILLING | MAKING | (seen & STANDIN) | (toucher.tid << DETAIL_SHIFT)):
         uffd_wake(r.uffd, start, whole)
         return True
     if not (seen & STANDIN):
@@ -202,6 +202,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
             publish(r, block, seen & ~<uint32_t>WAITERS)
             return False
         _count_standin(r, 1)                           # (1)
+        lm_or32(word, STANDIN)                         # a child forked from here on must drop what it finds
     elif seen & LOOSE:
         lm_sub64(&r.loose, 1)
     if loose:
