@@ -10,7 +10,7 @@ SIGINT stays whose it is. But whether it is Python's default handler's decides w
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import faulthandler
 import functools
 import signal

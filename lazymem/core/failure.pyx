@@ -5,10 +5,9 @@ it ends. The order is the proof that nobody misses it:
 
     failing:   (1) live++   (2) log entry, failures++   (3) the stand-in becomes visible
     dropping:  (4) the stand-in is gone   (5) live--
-    entering an operation: (1) wait until live is 0, at most 1 s   (2) read failures
-    leaving it: look at the log if failures moved
-    entering a guard: (1) read failures   (2) drop what is loose and wait until live is 0, at most 1 s
-    leaving it: raise if failures moved
+    entering:  (1) read failures   (2) drop what is loose and wait until live is 0, at most 1 s
+    leaving an operation: look at the log if failures moved
+    leaving a guard: raise if failures moved
 
 The log is a ring; whoever finds that it was overrun since it began must assume the worst.
 

@@ -300,6 +300,7 @@ cdef bint operation_begin(uint64_t *sequence) noexcept nogil:
     Return: False while there are other threads' stand-ins: `standins_wait` first. GIL: any. Blocks: no.
     """
     cdef Thread *me = thread_self()
+    sequence[0] = failures_now()   # before the look at what is live: a stand-in that comes between the two is counted then
     if me != NULL:
         if standins_live() != 0 and me.operations == 0 and me.depth == 0:
             drop_standins(me)  # a message that came twice (signals) may have been answered after its operation ended
@@ -308,7 +309,6 @@ cdef bint operation_begin(uint64_t *sequence) noexcept nogil:
             if standins_live() != 0:
                 return False
         me.operations += 1
-    sequence[0] = failures_now()
     return True
 
 
