@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from lazymem import providers
-from lazymem.errors import PageError, ProviderError, UnsupportedPlatform
+from lazymem.errors import PageError, ProviderError, TouchError, UnsupportedPlatform
 from lazymem.executable import set_executable
 from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
-    from lazymem.asking import close, is_lazy, populate, prefetch, region, residency, stats
+    from lazymem.asking import check, close, is_lazy, populate, prefetch, region, residency, stats
+    from lazymem.guards import guard
     from lazymem.functions import from_fill, from_function, from_generator
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
@@ -24,12 +25,14 @@ else:
         CFunction,
         LazyArray,
         Region,
+        check,
         close,
         from_fill,
         from_function,
         from_generator,
         from_provider,
         get_include,
+        guard,
         is_lazy,
         memmap,
         open,
@@ -47,14 +50,17 @@ __all__ = [
     "ProviderError",
     "Region",
     "Stats",
+    "TouchError",
     "UnsupportedPlatform",
     "__version__",
+    "check",
     "close",
     "from_fill",
     "from_function",
     "from_generator",
     "from_provider",
     "get_include",
+    "guard",
     "is_lazy",
     "memmap",
     "open",

@@ -193,6 +193,35 @@ def stats(x: Any) -> Stats:
     return _need(x)[0].stats()
 
 
+def check(x: Any) -> None:
+    """Raise if a fetch of x's region has failed since the last look.
+
+    For whoever is told nothing: a thread of C code that stopped reading, `prefetch`, values that were read some time ago.
+
+    Parameters
+    ----------
+    x : LazyArray, or a view, plain array, torch tensor or buffer of one
+
+    Raises
+    ------
+    PageError
+        The latest failure since the array was made or last checked.
+    ValueError
+        Ordinary memory.
+
+    Notes
+    -----
+    Of the whole region, wherever x lies in it. Blocks: no. GIL: kept. To prove that a stretch of code read nothing wrong, use `lazymem.guard`.
+    """
+    owner = _need(x)[0]
+    errors = owner.counters()["errors"]
+    if errors != owner.checked:
+        owner.checked = errors
+        failed = owner.failure()
+        if failed is not None:
+            raise failed
+
+
 def close(x: Any) -> None:
     """Take an array's memory and file descriptor away now.
 

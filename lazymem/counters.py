@@ -33,6 +33,8 @@ class Stats:
         Of a block; of the whole array's source.
     nbytes_asked, nbytes_used : int, bytes
         Asked of the source; of them put into place.
+    errors : int
+        Fetches that have failed, whoever asked and whether or not they were told (`lazymem.check`).
     eexist, eagain : int
         Pages found already there, and copies that had to go on, while filling.
     latency_ns : tuple of (int, int, int)
@@ -53,6 +55,7 @@ class Stats:
     nbytes: int
     nbytes_asked: int
     nbytes_used: int
+    errors: int
     eexist: int
     eagain: int
     latency_ns: tuple[tuple[int, int, int], ...]
@@ -86,6 +89,8 @@ class Stats:
             f"{self.resident_blocks:,} of {self.nblocks:,} resident",
             f"  bytes     {human(self.nbytes_asked)} asked, {human(self.nbytes_used)} used, of {human(self.nbytes)}",
         ]
+        if self.errors:
+            lines.append(f"  errors    {self.errors:,} fetches failed")
         if self.latency_ns:
             lines.append(
                 f"  latency   half under {_time(self.quantile_ns(0.5))}, 99 % under {_time(self.quantile_ns(0.99))}"
@@ -123,5 +128,5 @@ def read_stats(memory: Memory) -> Stats:
         failed=c["failed"], blocks=c["blocks"], refilled=c["refilled"], nblocks=memory.nblocks,
         resident_blocks=memory.resident_blocks(),
         block_nbytes=memory.block_nbytes, nbytes=memory.nbytes, nbytes_asked=c["nbytes_asked"],
-        nbytes_used=c["nbytes_used"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,
+        nbytes_used=c["nbytes_used"], errors=c["errors"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,
     )  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno as _errno
+from collections.abc import Callable
 
-__all__ = ["PageError", "ProviderError", "UnsupportedPlatform", "page_error"]
+__all__ = ["PageError", "ProviderError", "TouchError", "UnsupportedPlatform", "page_error", "touch_error"]
 
 
 class UnsupportedPlatform(NotImplementedError):
@@ -16,6 +17,39 @@ class ProviderError(Exception):
 
     def __str__(self) -> str:
         return "\n" + super().__str__()
+
+
+class TouchError(BaseException):
+    """A touch of a plain array failed, some time ago, somewhere on this thread.
+
+    What was read there is no data. It is raised where nothing that was running could raise: soon after, but not at the touch itself; not an `Exception`, so
+    that no `except Exception` takes it for something else. `lazymem.guard` is exact, and so are operations on the LazyArray.
+
+    Attributes
+    ----------
+    error : PageError
+        What failed. It is the `__cause__` too.
+    """
+
+    error: PageError
+
+
+def touch_error(error: PageError, seen: Callable[[], None]) -> type[TouchError]:
+    """A class whose instance says what `error` says: an asynchronous exception is made of a class, without arguments.
+
+    `seen` is called as it is made: then it has come to light.
+    """
+
+    class Told(TouchError):
+        def __init__(self, *args: object) -> None:
+            super().__init__(f"a touch of memory failed, before this point and on this thread: {error}")
+            self.error = error
+            self.__cause__ = error
+            seen()
+
+    Told.__name__ = Told.__qualname__ = TouchError.__name__
+    Told.__module__ = TouchError.__module__
+    return Told
 
 
 class PageError(OSError):

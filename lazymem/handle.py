@@ -95,11 +95,11 @@ class Region(Memory):
     """
 
     mode: str
-    kernel_faults: bool
     filename: str | None
     offset: int
     recipe: Recipe | ProviderRecipe | str
     alive: Any
+    checked: int
     _root: weakref.ref[np.ndarray[Any, Any]] | None
     _array: weakref.ref[LazyArray] | None
     _root_references: int
@@ -107,6 +107,7 @@ class Region(Memory):
     # Memory.__cinit__ takes the arguments; the rest is set by arrays.py.
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.alive = None
+        self.checked = 0
         self._root = None
         self._array = None
         self._root_references = 0

@@ -58,10 +58,7 @@ def _descriptor(options: Options) -> tuple[int, int, bool]:
             "delivery='inline' on a thread that blocks SIGBUS: a touch here would end the process. "
             "Unblock it (signal.pthread_sigmask), or use delivery='threads'"
         )
-    kernel_faults = delivery == "threads" and privilege == 2
-    if kernel_faults:
-        core.kernel_fault_fds.add(fd)
-    return fd, (0 if delivery == "threads" else 1), kernel_faults
+    return fd, (0 if delivery == "threads" else 1), delivery == "threads" and privilege == 2
 
 
 def make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | ProviderRecipe | str) -> Region:
@@ -72,7 +69,7 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
         source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries
     )
     region.mode = mode
-    region.kernel_faults = kernel_faults
+    region.take_kernel_faults(kernel_faults)
     # Those that wait for another process need no core of their own.
     at_once = options.threads if source.kind == "provider" else min(options.threads, len(os.sched_getaffinity(0)))
     region.helpers = at_once - 1
@@ -82,9 +79,17 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
     return region
 
 
+def _no_value(dtype: np.dtype[Any]) -> bytes:
+    """An element that says that it is none: NaN, NaT; empty where the dtype has no such thing."""
+    if dtype.kind in "fc":
+        return np.full((), complex(np.nan, np.nan) if dtype.kind == "c" else np.nan, dtype).tobytes()
+    return np.array("NaT", dtype).tobytes() if dtype.kind in "mM" else b""
+
+
 def make_array(region: Region, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, offset: int = 0) -> LazyArray:
     """Lay an array over a region. The root is a plain array of all its bytes, the base of every other."""
     root: np.ndarray[Any, Any] = np.ndarray((region.nbytes,), "u1", cast(Any, region))
+    region.stand_in_with(_no_value(dtype), offset)
     array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, cast(Any, order))
     region.remember(root, array)
     del root

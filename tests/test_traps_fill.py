@@ -170,7 +170,7 @@ def touch_unreadable_plainly(delivery):
     memory = mmap.mmap(-1, 4 * PAGE)
     a = lm.from_provider(memory, delivery=delivery, block_nbytes=PAGE)
     must(libc().mprotect(ctypes.addressof((ctypes.c_ubyte * 1).from_buffer(memory)), 4 * PAGE, PROT_NONE))
-    pest().touch_one(address_of(a))
+    pest().touch_apart(address_of(a), 1, 1, PAGE, 0)  # a thread of C's
 
 
 def test_private_writes_are_not_dropped_with_what_stood_in(delivery):

@@ -5,25 +5,76 @@ it ends. The order is the proof that nobody misses it:
 
     failing:   (1) live++   (2) log entry, failures++   (3) the stand-in becomes visible
     dropping:  (4) the stand-in is gone   (5) live--
-    entering an operation: (1) wait until live is 0, at most 1 s   (2) read failures
-    leaving it: look at the log if failures moved
+    entering:  (1) read failures   (2) drop what is loose and wait until live is 0, at most 1 s
+    leaving an operation: look at the log if failures moved
+    leaving a guard: raise if failures moved
 
 The log is a ring; whoever finds that it was overrun since it began must assume the worst.
+
+A touch outside operations that may go on (under a guard, or on a Python thread that will be told) leaves a loose stand-in, which anybody may
+drop. Its thread's further misses fail at once until the era changes: when a guard comes or goes, or a thread has been told.
 """
 from libc.string cimport memset
 
 from lazymem.core.native cimport *
 
 
+cdef extern from *:
+    """
+    #include "native.h"
+    LM_THREAD_LOCAL int lm_guards_of_thread;
+    static inline void lm_guards_here_more(int n) { lm_guards_of_thread += n; }
+    static inline uint32_t lm_guards_here(void) { return lm_guards_of_thread > 0 ? (uint32_t)lm_guards_of_thread : 0; }
+    """
+    void lm_guards_here_more(int n) noexcept nogil
+    uint32_t lm_guards_here() noexcept nogil
+
 cdef Failure _log[LOG_ENTRIES]
 memset(_log, 0, sizeof(_log))
 cdef uint64_t _failures = 0
 cdef uint64_t _live = 0
+cdef uint64_t _era = 1
+cdef uint32_t _guards = 0
+cdef uint32_t _guards_coming = 0
 
 
 cdef uint64_t failures_now() noexcept nogil:
     """How many touches have failed in this process. GIL: never. Blocks: no."""
     return lm_load64(&_failures)
+
+
+cdef uint64_t failures_era() noexcept nogil:
+    """What a thread's loose error is good for. GIL: never. Blocks: no."""
+    return lm_load64(&_era)
+
+
+cdef void failures_new_era() noexcept nogil:
+    """From now on touches are tried anew. GIL: never. Blocks: no."""
+    lm_add64(&_era, 1)
+
+
+cdef uint32_t guards_now() noexcept nogil:
+    """How many guards the process is under. GIL: never. Blocks: no."""
+    return lm_load32(&_guards)
+
+
+cdef uint32_t guards_coming() noexcept nogil:
+    """How many are waiting to be entered: nothing outside a guard may leave a stand-in then. GIL: never. Blocks: no."""
+    return lm_load32(&_guards_coming)
+
+
+cdef void guards_count(int change) noexcept nogil:
+    """One guard more, or fewer. GIL: never. Blocks: no. Thread: mostly that which entered it."""
+    cdef uint32_t seen = lm_load32(&_guards)
+    lm_guards_here_more(change)
+    while (change > 0 or seen > 0) and not lm_cas32(&_guards, seen, seen + <uint32_t>change):  # 0: a frame of a thread that a fork lost
+        seen = lm_load32(&_guards)
+    failures_new_era()
+
+
+cdef void guards_come(int change) noexcept nogil:
+    """So many more (or fewer) that wait. GIL: never. Blocks: no."""
+    lm_add32(&_guards_coming, <uint32_t>change)
 
 
 cdef uint64_t standins_live() noexcept nogil:
@@ -56,8 +107,10 @@ cdef bint failure_read(uint64_t sequence, Failure *entry) noexcept nogil:
 
 
 cdef void failures_forget() noexcept nogil:
-    """In a forked child: stand-ins are in the parent's regions. GIL: any."""
+    """In a forked child: stand-ins are in the parent's regions, and what fails from now on is its own. GIL: any."""
     lm_store64(&_live, 0)
+    lm_store32(&_guards_coming, 0)
+    lm_store32(&_guards, lm_guards_here())  # those of the parent's other threads will never be left here, nor raise
 
 
 cdef const char *cause(int error) noexcept nogil:

@@ -18,7 +18,8 @@ from lazymem.core.limit cimport memory_for, memory_returned
 from lazymem.core.native cimport *
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
-from lazymem.core.standin cimport drop_standins, publish, stand_in, unmap_standin
+from lazymem.core.sigint cimport sigint_may_end, sigint_no_more
+from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
 from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_copy, uffd_wake
@@ -174,9 +175,12 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         lm_count(&r.counters.used, nbytes)
         publish(r, block, RESIDENT)
     else:
+        r.failed_block = block
+        r.failed_error = -error
+        lm_add64(&r.errors, 1)
         seen = lm_load32(word)
         if seen & STANDIN:
-            unmap_standin(r, block)
+            unmap_standin(r, block, False)
         while not lm_cas32(word, seen, FAILED | (seen & (WITNESS | JOINED)) | (<uint32_t>-error << DETAIL_SHIFT)):
             seen = lm_load32(word)
         if seen & WAITERS:
@@ -241,10 +245,12 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             mark = seen & (WITNESS | JOINED)
             if plain and not wait:
                 mark |= WITNESS
+            mark |= seen & STANDIN  # a child forked before it is gone must drop it
             if not lm_cas32(word, seen, FILLING | mark | (tid << DETAIL_SHIFT)):
                 continue
             if seen & STANDIN:
-                unmap_standin(r, block)
+                unmap_standin(r, block, seen & LOOSE != 0)
+                lm_and_not32(word, STANDIN)
             error = _fill(r, block)
             filled[0] = error == 0
             return error
@@ -260,6 +266,8 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
         if deadline_ns == 0:
             deadline_ns = lm_now_ns() + r.timeout_ns
         waited = True
+        if me != NULL and me.interrupted != NULL and me.interrupted():  # before it sleeps, so that it is heard then
+            return -EINTR
         error = table_wait(word, seen, deadline_ns)
         if error == 0 and me != NULL and me.interrupted != NULL and me.interrupted():
             error = -EINTR
@@ -318,7 +326,7 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     cdef Thread *me = thread_self()
     cdef Thread *toucher = me
     cdef int error, filled = 0
-    cdef bint lent = False
+    cdef bint lent = False, ends
     lm_count(&r.counters.taken, 1)
     if lm_load32(&r.status) != LIVE or addr >= r.base + r.map_nbytes or r.nblocks == 0:
         lm_count(&r.counters.failed, 1)
@@ -345,11 +353,18 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
         error = -toucher.error  # one deadline per operation: after the first miss that failed, the others fail at once
         if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
             error = 0
+    elif error == 0 and toucher != NULL and toucher.loose_error and toucher.loose_era == failures_era():
+        error = -toucher.loose_error  # the same for a scan outside operations, until its thread has been told
+        if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
+            error = 0
     if error == 0:
+        ends = me != NULL and sigint_may_end(me, tid)
         # A source's touch waits here even for another thread's fill: two that wait for each other must meet a deadline.
         error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
         if error == 0 and not filled:
             error = _refill(r, addr, block, me, &filled)
+        if ends:
+            sigint_no_more(me)
     if me != toucher and me != NULL:
         me.around_depth = 0
     if lent:
@@ -370,4 +385,6 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     if toucher != NULL and (toucher.operations or toucher.depth):
         if error != -ESHUTDOWN and stand_in(r, block, toucher, -error):
             return GOES_ON
+    elif guards_now() and toucher != NULL and error != -ESHUTDOWN and stand_in_loose(r, block, toucher, -error):
+        return GOES_ON
     return error

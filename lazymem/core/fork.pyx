@@ -1,18 +1,21 @@
 """What does a forked child find?
 
-pthread_atfork, so that a fork by C code is seen too. Regions are MADV_DONTFORK: the child has none of their memory, where an ordinary
-child would read zeros from every missing page. Here its records of threads, staging blocks, descriptors and jobs start anew, so
-that arrays made in the child work; the parent's arrays are LOST there: operations raise, a bare touch is stopped with a message.
+Its parent's arrays, right values, private writes as of the fork (region.pyx); nothing is copied that the parent had not written. They are served
+inline there, by a userfaultfd of the child's own; what was being fetched is missing, and what was not written is fetched again. Records of threads, staging
+blocks, descriptors, jobs and provider processes start anew. By pthread_atfork, so that a fork by C code is seen too; a raw clone is not, has none of the
+memory, and stops at a touch.
 """
 from lazymem.core.failure cimport failures_forget
-from lazymem.core.inline cimport signals_forget
+from lazymem.core.inline cimport inline_reopen, signals_forget
 from lazymem.core.jobs cimport jobs_forget, jobs_hold, jobs_let_go
 from lazymem.core.pool cimport pool_forget_all
 from lazymem.core.process cimport rings_forget
-from lazymem.core.region cimport regions_forget, regions_hold, regions_let_go
+from lazymem.core.region cimport regions_any, regions_hold, regions_inherit, regions_let_go
 from lazymem.core.serve cimport serve_forget
+from lazymem.core.sigint cimport sigint_forget
 from lazymem.core.thread cimport thread_forget_all
 from lazymem.core.threads cimport threads_forget
+from lazymem.core.told cimport told_forget
 
 
 cdef extern from "pthread.h" nogil:
@@ -39,9 +42,12 @@ cdef void _in_child() noexcept nogil:
     jobs_forget()
     failures_forget()
     rings_forget()
+    sigint_forget()
+    told_forget()
     serve_forget()
     # 3. The addresses.
-    regions_forget()
+    if regions_any():
+        regions_inherit(inline_reopen())
     _in_parent()
 
 

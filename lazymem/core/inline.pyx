@@ -14,9 +14,11 @@ Never SA_ONSTACK: sources may need more than a small alternate stack. SA_NODEFER
 from posix.unistd cimport close
 
 from lazymem.core.abi cimport UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS
+from lazymem.core.failure cimport guards_now
 from lazymem.core.fill cimport region_touch
 from lazymem.core.native cimport *
 from lazymem.core.region cimport CLOSED, INLINE, LIVE, LOST, Region, region_enter, region_leave
+from lazymem.core.standin cimport stand_in_loose
 from lazymem.core.stop cimport loud_stop
 from lazymem.core.table cimport DETAIL_SHIFT, FAILED, STATE
 from lazymem.core.thread cimport Thread, thread_self
@@ -90,6 +92,8 @@ cdef extern from *:
 cdef int _fd = -1
 cdef int _privilege = PRIVILEGE_NONE
 cdef bint _taken = False     # there have been arrays
+cdef bint (*_tell)(Region *, uint64_t, int) noexcept nogil
+_tell = NULL
 
 
 cdef void _pass(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
@@ -125,12 +129,30 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
         error = _error_of_poison(r, addr)
         if error == 0:  # poison without a failure any more: filling it heals it, going on without would end here again
             error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
+    if error < 0 and me != NULL and _let_go(r, addr, me, -error):
+        error = 0
     if error < 0:
         loud_stop(r, addr, -error)
     region_leave(r)
     if error < 0:
         _pass(sig, info, ucontext)
     lm_errno_set(saved)
+
+
+cdef bint _let_go(Region *r, uint64_t addr, Thread *me, int error) noexcept nogil:
+    """May a touch that failed outside operations go on? Under a guard, which will raise; or if its thread can be told."""
+    cdef uint64_t block = (addr - r.base) // r.block_nbytes
+    if lm_load32(&r.status) != LIVE or block >= r.nblocks or error == ESHUTDOWN or me.operations or me.depth:
+        return False
+    if guards_now():
+        return stand_in_loose(r, block, me, error)
+    return _tell != NULL and _tell(r, block, error)
+
+
+cdef void inline_tell_by(bint (*tell)(Region *, uint64_t, int) noexcept nogil) noexcept nogil:
+    """How a thread is told of a touch that failed; told.pyx, which stands above. GIL: any. Blocks: no."""
+    global _tell
+    _tell = tell
 
 
 cdef int _error_of_poison(Region *r, uint64_t addr) noexcept nogil:
@@ -176,6 +198,14 @@ cdef void signals_forget() noexcept nogil:
         close(_fd)
     _fd = -1
     _privilege = PRIVILEGE_NONE
+
+
+cdef int inline_reopen() noexcept nogil:
+    """In a forked child: a userfaultfd of its own. Return: the descriptor / -errno. GIL: any. Blocks: no."""
+    global _fd
+    cdef uint64_t features = 0
+    _fd = uffd_open(UFFD_FEATURE_SIGBUS, UFFD_FEATURE_POISON, &_privilege, &features)
+    return _fd
 
 
 def take_signals(bint segv=False):

@@ -535,8 +535,6 @@ cdef int _end_many(uint64_t sequence, list lazy) except -1:
 cdef bint _warned = False
 # Set by options: what share of memory one system call's buffer may fetch.
 largest_export_nbytes = 1 << 62
-# Regions whose faults reach us from system calls too need no fetching ahead: their ids' userfaultfd.
-kernel_fault_fds = set()
 
 
 cdef class Export:
@@ -568,7 +566,7 @@ cdef int _getbuffer(PyObject *self, Py_buffer *view, int flags) except -1:
     export._exporter = <object>exporter
     export._region = r
     Py_DECREF(exporter)
-    if not (flags & (PyBUF_ND | PyBUF_FORMAT)) and r.uffd not in kernel_fault_fds:
+    if not (flags & (PyBUF_ND | PyBUF_FORMAT)) and not r.kernel_faults:
         _fetch_ahead(r, <uint64_t>view.buf, <uint64_t>view.len)
     lm_add32(&r.exports, 1)
     Py_INCREF(export)

@@ -12,4 +12,5 @@ cdef class Memory:
     cdef int _run(self, uint64_t start, uint64_t stop) except -1
 
 cdef object memory_of(Region *r)
+cdef object error_of(Region *r, uint64_t block, int error)
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1

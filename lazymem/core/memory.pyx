@@ -8,7 +8,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from lazymem.core.fill cimport region_fetch, region_need
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
@@ -64,6 +64,12 @@ def set_memory_limit(uint64_t nbytes):
 
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
     """Raise PageError for an errno. GIL: held."""
+    made = error_of(r, block, error)
+    raise made from made.__cause__
+
+
+cdef object error_of(Region *r, uint64_t block, int error):
+    """The PageError for an errno, its cause chained. GIL: held."""
     cdef Memory owner = memory_of(r)
     cdef uint64_t start = block * r.block_nbytes
     cdef uint64_t stop = start + r.block_nbytes if r.nbytes - start > r.block_nbytes else r.nbytes
@@ -72,8 +78,10 @@ cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
     cause = cause_of(error)
     if said is not None:  # its traceback is chained; its last line says most
         cause = f"{cause}: {str(said).strip().rpartition(chr(10))[2]}"
-    raise page_error(r.name.decode("utf-8", "replace"), source.kind if source is not None else "gone", block,
-                     start, stop, error, cause) from said
+    made = page_error(r.name.decode("utf-8", "replace"), source.kind if source is not None else "gone", block,
+                      start, stop, error, cause)
+    made.__cause__ = said
+    return made
 
 
 cdef int refuse(Region *r) except -1:
@@ -254,6 +262,32 @@ cdef class Memory:
         """How many buffers are handed out."""
         return lm_load32(&self.region.exports)
 
+    @property
+    def kernel_faults(self):
+        """Do system calls wait for absent pages? Else they get EFAULT."""
+        return self.region.kernel_faults
+
+    def take_kernel_faults(self, bint wait):
+        """Say whether system calls wait for absent pages."""
+        self.region.kernel_faults = wait
+
+    def stand_in_with(self, bytes pattern not None, uint64_t at):
+        """What is mapped where a fetch failed: `pattern` again and again, so that an element begins at byte `at`; empty: zeros.
+
+        Units: 2, 4, 8 or 16 bytes; else zeros.
+        """
+        cdef const char *text = pattern
+        if len(pattern) in (2, 4, 8, 16):
+            memcpy(self.region.absent, text, len(pattern))
+            self.region.absent_at = at
+            self.region.absent_nbytes = <uint32_t>len(pattern)
+
+    def failure(self):
+        """The PageError of its latest fetch that failed, or None. Blocks: no. GIL: kept."""
+        if lm_load64(&self.region.errors) == 0:
+            return None
+        return error_of(self.region, self.region.failed_block, self.region.failed_error)
+
     cdef int need(self, uint64_t start, uint64_t stop) except -1:
         """`populate` without the argument checks. GIL: released meanwhile."""
         return self._run(start, stop)
@@ -371,7 +405,7 @@ cdef class Memory:
             "faults": lm_load64(&c.taken), "filled": lm_load64(&c.filled), "joins": lm_load64(&c.joined),
             "failed": lm_load64(&c.failed), "blocks": lm_load64(&c.blocks), "nbytes_asked": lm_load64(&c.asked),
             "nbytes_used": lm_load64(&c.used), "refilled": lm_load64(&c.refilled), "eexist": lm_load64(&c.copy.eexist),
-            "eagain": lm_load64(&c.copy.eagain), "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
+            "eagain": lm_load64(&c.copy.eagain), "errors": lm_load64(&self.region.errors), "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
         }
 
     def changed(self):

@@ -32,6 +32,7 @@ static inline uint64_t lm_sub64(uint64_t *p, uint64_t v) { return __atomic_fetch
 /* counters that nothing is ordered by */
 static inline void lm_count(uint64_t *p, uint64_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 static inline void lm_or32(uint32_t *p, uint32_t v) { __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
+static inline void lm_and_not32(uint32_t *p, uint32_t v) { __atomic_fetch_and(p, ~v, __ATOMIC_SEQ_CST); }
 static inline int lm_cas32(uint32_t *p, uint32_t was, uint32_t is)
 {
     return __atomic_compare_exchange_n(p, &was, is, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);

@@ -14,6 +14,7 @@ cdef extern from "native.h" nogil:
     uint64_t lm_sub64(uint64_t *p, uint64_t v)
     void lm_count(uint64_t *p, uint64_t v)
     void lm_or32(uint32_t *p, uint32_t v)
+    void lm_and_not32(uint32_t *p, uint32_t v)
     bint lm_cas32(uint32_t *p, uint32_t was, uint32_t now)
     void lm_and_not64(uint64_t *p, uint64_t v)
     uint64_t lm_take_bits64(uint64_t *p, uint64_t v)

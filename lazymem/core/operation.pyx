@@ -3,12 +3,17 @@
 `begin` notes how many touches have failed; `end` drops this thread's stand-ins and looks at what failed since: by this thread, or by
 any in the operands' bytes. Never for another array.
 """
+from cpython.exc cimport PyErr_CheckSignals
+
 from lazymem.core.failure cimport LOG_ENTRIES, Failure, failure_read, failures_now
-from lazymem.core.memory cimport raise_page_error
+from lazymem.core.failure import cause_of
+from lazymem.core.memory cimport error_of, raise_page_error
 from lazymem.core.native cimport *
 from lazymem.core.region cimport Region, region_at, region_numbered
 from lazymem.core.standin cimport operation_begin, operation_end, standins_wait
 from lazymem.core.thread cimport thread_self
+
+from lazymem.errors import page_error
 
 
 def begin_operation():
@@ -57,9 +62,13 @@ cdef int blame(uint64_t sequence, operands) except -1:
     cdef Failure entry
     cdef Region *r
     if thread_self() != NULL and thread_self().first_sequence > sequence:
+        if thread_self().first_error == EINTR and PyErr_CheckSignals():
+            return -1  # KeyboardInterrupt, which ended the touch
         r = region_numbered(thread_self().first_region)
-        if r != NULL:
-            raise_page_error(r, thread_self().first_block, thread_self().first_error)
+        if r == NULL:
+            raise page_error("(closed meanwhile)", "gone", thread_self().first_block, 0, 0, thread_self().first_error,
+                             cause_of(thread_self().first_error))
+        raise_page_error(r, thread_self().first_block, thread_self().first_error)
     if now - sequence >= LOG_ENTRIES or not failure_read(sequence + 1, &entry):
         _blame_latest(sequence, operands)  # overrun: the regions themselves know of their latest
     for i in range(max(sequence, now - min(now, <uint64_t>LOG_ENTRIES)) + 1, now + 1):
@@ -72,6 +81,19 @@ cdef int blame(uint64_t sequence, operands) except -1:
         if entry.tid == me or any(low < start + r.block_nbytes and start < high for low, high in operands):
             raise_page_error(r, entry.block, entry.error)
     return 0
+
+
+cdef object first_after(uint64_t sequence):
+    """The PageError of the first failure after `sequence` that is still known; never None. GIL: held."""
+    cdef uint64_t now = failures_now(), i
+    cdef Failure entry
+    cdef Region *r
+    for i in range(max(sequence, now - min(now, <uint64_t>LOG_ENTRIES)) + 1, now + 1):
+        if failure_read(i, &entry):
+            r = region_numbered(entry.region_id)
+            if r != NULL:
+                return error_of(r, entry.block, entry.error)
+    return page_error("(closed meanwhile)", "gone", 0, 0, 0, EIO, f"{now - sequence} touches failed")
 
 
 cdef int _blame_latest(uint64_t sequence, operands) except -1:

@@ -44,6 +44,7 @@ ctypedef struct Region:
     int delivery
     int kind
     bint writable
+    bint kernel_faults   # system calls on absent pages wait for them
     uint32_t status
     uint32_t users       # threads on the fill path, and lookups; memory and source outlive them
     uint64_t id          # never reused
@@ -59,6 +60,13 @@ ctypedef struct Region:
     uint64_t last_failed_block
     int last_error
     uint64_t standins    # blocks of it that are, or are about to be, stand-ins
+    uint64_t loose       # of them, those that no operation drops
+    uint32_t absent_nbytes  # what stands in: so many bytes of `absent`, again and again from byte `absent_at` on; 0: zeros
+    uint64_t absent_at
+    char absent[16]
+    uint64_t errors      # fetches that have failed, and the latest of them
+    uint64_t failed_block
+    int failed_error
     uint64_t held        # bytes of memory that fills have put here
     Counters counters
 
@@ -74,4 +82,5 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil
 cdef bint region_free(Region *r) noexcept nogil
 cdef void regions_hold() noexcept nogil
 cdef void regions_let_go() noexcept nogil
-cdef void regions_forget() noexcept nogil
+cdef void regions_inherit(int uffd) noexcept nogil
+cdef bint regions_any() noexcept nogil

@@ -13,8 +13,11 @@ no touch can see zeros; 3. wait until nobody is in it; 4. wake whoever sleeps on
 """
 from libc.string cimport memcpy, memmove, memset, strncpy
 
+from libc.stdint cimport int64_t
+
+from lazymem.core.limit cimport account_for_memory
 from lazymem.core.native cimport *
-from lazymem.core.table cimport table_create, table_destroy
+from lazymem.core.table cimport DIRTY, LEAVING, MISSING, RESIDENT, STANDIN, STATE, table_create, table_destroy
 from lazymem.core.uffd cimport page_nbytes, uffd_register, uffd_wake
 
 
@@ -26,7 +29,7 @@ cdef extern from "native.h" nogil:
     int munlock(const void *, size_t)
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED, MAP_FIXED_NOREPLACE
-    int MADV_DONTFORK
+    int MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED
     void *MAP_FAILED
 
 cdef extern from *:
@@ -280,6 +283,10 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
     r.owner = NULL
     r.held = 0
     r.standins = 0
+    r.loose = 0
+    r.absent_nbytes = 0
+    r.errors = 0
+    r.kernel_faults = False
     r.nests = 0
     r.last_failure = 0
     memset(&r.counters, 0, sizeof(Counters))
@@ -399,25 +406,112 @@ cdef bint region_free(Region *r) noexcept nogil:
     return True
 
 
-cdef void regions_hold() noexcept nogil:
-    """Before a fork: nobody is changing the registry while it is copied. GIL: any. Blocks: for microseconds."""
-    lm_registry_hold()
+# ---------------------------------------------------------------------------------------------------------------------------
+# Forks
+#
+# A region is MADV_DONTFORK: a child that comes about without these functions (a raw clone) has no memory there, and stops. An ordinary fork
+# goes through them:
+#
+#   before       1. the registry stands still   2. regions with private writes are MADV_DOFORK: the child is to see them as of now
+#   the parent   3. DONTFORK again
+#   the child    has a userfaultfd of its own, since the parent's acts on the parent's memory, and registers with it
+#                4. memory that it got, private writes and all: resident blocks stay; what was under way is missing
+#                5. memory that it did not get, at the same addresses: every block is missing, and is fetched again by whoever touches it
+#                6. where that fails nothing is ever readable there: operations raise, a touch stops
+# What the parent was fetching goes on there, into its own memory. Blocks under way were claimed by threads that the child does not have.
 
-
-cdef void regions_let_go() noexcept nogil:
-    """After it, in the parent and in the child. GIL: any."""
-    lm_registry_let_go()
-
-
-cdef void regions_forget() noexcept nogil:
-    """In a forked child: its parent's regions were not inherited. Their addresses are taken again at once, so that nothing else can
-    ever be read there. GIL: any. Blocks: no. Thread: the only one."""
+cdef void _advise_all(int advice) noexcept nogil:
     cdef uint64_t i
     cdef Region *r
     for i in range(_count):
         r = _entries[i].region
+        if r.writable and lm_load32(&r.status) == LIVE:
+            madvise(<void *>r.base, r.map_nbytes, advice)
+
+
+cdef void regions_hold() noexcept nogil:
+    """Before a fork: nobody is changing the registry while it is copied. GIL: any. Blocks: for microseconds."""
+    lm_registry_hold()
+    _advise_all(MADV_DOFORK)
+
+
+cdef void regions_let_go() noexcept nogil:
+    """After it, in the parent and in the child. GIL: any."""
+    _advise_all(MADV_DONTFORK)
+    lm_registry_let_go()
+
+
+cdef void _keep_resident(Region *r) noexcept nogil:
+    """4. What of the table is still true of memory that was copied at some moment of the parent's."""
+    cdef uint64_t block, whole
+    cdef uint32_t word, state
+    for block in range(r.nblocks):
+        word = r.words[block]
+        state = word & STATE
+        if word == MISSING:
+            continue
+        if state == RESIDENT or state == DIRTY:
+            r.words[block] = state
+            r.counters.blocks += 1
+            continue
+        if word & STANDIN or state == LEAVING:
+            whole = whole_pages(region_block_nbytes(r, block))
+            madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED)
+        r.words[block] = MISSING
+
+
+cdef int _inherit(Region *r, int uffd) noexcept nogil:
+    """Make a region of the parent's work in this child. Return: 0 / -errno."""
+    cdef int error
+    memset(&r.counters, 0, sizeof(Counters))
+    if r.writable:
+        error = uffd_register(uffd, r.base, r.map_nbytes)
+        if error == 0:
+            _keep_resident(r)
+    else:
+        if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+                -1, 0) == MAP_FAILED:
+            return -errno
+        madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
+        error = uffd_register(uffd, r.base, r.map_nbytes)
+        munlock(<void *>r.base, r.map_nbytes)
+        if madvise(r.words, r.nblocks * sizeof(uint32_t) + 1, MADV_DONTNEED):
+            memset(r.words, 0, r.nblocks * sizeof(uint32_t))  # somebody locked it (mlockall)
+        if error == 0 and r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ):
+            error = -errno
+        account_for_memory(<int64_t>r.held)
+        r.held = 0
+    return error
+
+
+cdef void regions_inherit(int uffd) noexcept nogil:
+    """In a forked child: make its parent's regions work here, served by `uffd`, inline.
+
+    Units: uffd a descriptor of this process, or -errno: then they are LOST. GIL: any. Blocks: no. Thread: the only one.
+    """
+    cdef uint64_t i
+    cdef Region *r
+    cdef int error
+    for i in range(_count):
+        r = _entries[i].region
         lm_store32(&r.users, 0)
+        r.standins = 0
+        r.loose = 0
         if lm_load32(&r.status) == LIVE:
-            lm_store32(&r.status, LOST)
+            r.uffd = uffd
+            r.delivery = INLINE
+            r.kernel_faults = False
+            error = _inherit(r, uffd) if uffd >= 0 else uffd
+            if error == 0:
+                continue
+            lm_store32(&r.status, LOST)  # 6.
+            if r.writable:
+                mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+                continue
         mmap(<void *>r.base, r.map_nbytes, PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)
+
+
+cdef bint regions_any() noexcept nogil:
+    """Are there regions that a child could inherit? GIL: any. Blocks: no. Thread: the only one."""
+    return _count != 0

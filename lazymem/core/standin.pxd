@@ -4,7 +4,9 @@ from lazymem.core.region cimport Region
 from lazymem.core.thread cimport Thread
 
 cdef bint stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil
-cdef void unmap_standin(Region *r, uint64_t block) noexcept nogil
+cdef bint stand_in_loose(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil
+cdef void drop_loose() noexcept nogil
+cdef void unmap_standin(Region *r, uint64_t block, bint loose) noexcept nogil
 cdef void drop_standins(Thread *me) noexcept nogil
 cdef void forget_standins(Region *r) noexcept nogil
 cdef void publish(Region *r, uint64_t block, uint32_t now) noexcept nogil

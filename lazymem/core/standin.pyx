@@ -35,6 +35,21 @@ cdef void publish(Region *r, uint64_t block, uint32_t now) noexcept nogil:
 cdef char _zeros[65536]
 memset(_zeros, 0, sizeof(_zeros))
 
+cdef enum:
+    ABSENT_PAGE_NBYTES = 65536
+    ABSENT_MOST_NBYTES = 67108864
+    LOOSE_REGIONS = 256
+
+ctypedef struct Loose:
+    # Blocks [low, high] of one region among which are loose stand-ins. Only ever widened.
+    uint64_t region_id     # 0: free; ~0: being taken
+    Region *region
+    uint64_t low
+    uint64_t high
+
+cdef Loose _loose[LOOSE_REGIONS]
+memset(_loose, 0, sizeof(_loose))
+
 
 cdef void _count_standin(Region *r, int64_t change) noexcept nogil:
     lm_add64(&r.standins, <uint64_t>change)
@@ -45,13 +60,19 @@ cdef void forget_standins(Region *r) noexcept nogil:
     """The region's memory is gone, and its stand-ins with it. GIL: never. Thread: the closer, when nobody is in it any more."""
     standins_count(-<int64_t>lm_load64(&r.standins))
     lm_store64(&r.standins, 0)
+    lm_store64(&r.loose, 0)
 
 
-cdef void _note_failure(Thread *toucher, Region *r, uint64_t block, int error) noexcept nogil:
-    cdef uint64_t sequence = failure_log(r.id, block, toucher.tid, error)
+cdef uint64_t _log_failure(uint32_t tid, Region *r, uint64_t block, int error) noexcept nogil:
+    cdef uint64_t sequence = failure_log(r.id, block, tid, error)
     r.last_failed_block = block
     r.last_error = error
     lm_store64(&r.last_failure, sequence)
+    return sequence
+
+
+cdef void _note_failure(Thread *toucher, Region *r, uint64_t block, int error) noexcept nogil:
+    cdef uint64_t sequence = _log_failure(toucher.tid, r, block, error)
     if toucher.error == 0:
         toucher.first_sequence = sequence
         toucher.first_region = r.id
@@ -79,6 +100,56 @@ cdef bint _remember_standin(Thread *toucher, Region *r, uint64_t block) noexcept
     return False
 
 
+cdef bint _remember_loose(Region *r, uint64_t block) noexcept nogil:
+    """Return: False when there are loose stand-ins in too many regions."""
+    cdef Loose *l
+    cdef uint64_t held, seen
+    cdef int i, turn
+    for turn in range(2):
+        for i in range(LOOSE_REGIONS):
+            l = &_loose[i]
+            held = lm_load64(&l.region_id)
+            if turn and held != ~<uint64_t>0 and (held == 0 or region_numbered(held) == NULL):
+                if lm_cas64(&l.region_id, held, ~<uint64_t>0):
+                    l.region = r
+                    l.low = l.high = block
+                    lm_store64(&l.region_id, r.id)
+                    held = r.id
+            if held != r.id:
+                continue
+            seen = lm_load64(&l.low)
+            while block < seen and not lm_cas64(&l.low, seen, block):
+                seen = lm_load64(&l.low)
+            seen = lm_load64(&l.high)
+            while block > seen and not lm_cas64(&l.high, seen, block):
+                seen = lm_load64(&l.high)
+            return True
+    return False
+
+
+cdef void drop_loose() noexcept nogil:
+    """Drop every loose stand-in, so that the next touch fetches anew. GIL: never. Blocks: no. Thread: any."""
+    cdef Loose *l
+    cdef Region *r
+    cdef uint64_t block
+    cdef uint32_t seen
+    cdef int i
+    for i in range(LOOSE_REGIONS):
+        l = &_loose[i]
+        if lm_load64(&l.region_id) in (0, ~<uint64_t>0):
+            continue
+        r = l.region
+        lm_add32(&r.users, 1)
+        if lm_load32(&r.status) == LIVE and r.id == lm_load64(&l.region_id) and lm_load64(&r.loose) != 0:
+            for block in range(lm_load64(&l.low), lm_load64(&l.high) + 1):
+                seen = lm_load32(&r.words[block])
+                if (seen & STATE) == FAILED and seen & STANDIN and seen & LOOSE:
+                    if lm_cas32(&r.words[block], seen, LEAVING | (lm_gettid() << DETAIL_SHIFT)):
+                        unmap_standin(r, block, True)
+                        publish(r, block, MISSING)
+        lm_sub32(&r.users, 1)
+
+
 cdef bint _has_pages(uint64_t start, uint64_t whole) noexcept nogil:
     cdef uint64_t done = 0
     while done < whole:
@@ -88,25 +159,42 @@ cdef bint _has_pages(uint64_t start, uint64_t whole) noexcept nogil:
     return False
 
 
+cdef bint stand_in_loose(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
+    """Let a failed touch outside operations go on: under a guard, or on a thread that will be told.
+
+    Return, GIL, Thread: as `stand_in`.
+    """
+    if not _stand_in(r, block, toucher, error, True):
+        return False
+    toucher.loose_error = error
+    toucher.loose_era = failures_era()
+    return True
+
+
 cdef bint stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
-    """Let a failed touch go on over zeros that its operation will disown.
+    """Let a failed touch go on over what its operation will disown.
 
     Return: False when it cannot: then the touch must not go on. GIL: never. Blocks: no.
     Thread: the toucher, or the handler thread that serves it while it sleeps.
     """
+    return _stand_in(r, block, toucher, error, False)
+
+
+cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint loose) noexcept nogil:
+    """`stand_in` and `stand_in_loose`."""
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word), state = seen & STATE
     cdef uint64_t start = r.base + block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block)), done = 0
     if state == RESIDENT or state == DIRTY or state == FILLING or state == LEAVING:
         if state == FILLING and (seen >> DETAIL_SHIFT) == toucher.tid and not seen & MAKING:
-            return _stand_in_own(r, block, toucher, error)
+            return not loose and _stand_in_own(r, block, toucher, error)
         if state == FILLING and (error == ETIMEDOUT or error == EDEADLK):
             return False  # another thread's fetch hangs, or waits for ours: its block is not ours to put zeros into
         uffd_wake(r.uffd, start, whole)  # somebody else is more fortunate: touch again
         return True
-    if seen & WITNESS or not _remember_standin(toucher, r, block):
+    if seen & WITNESS and not loose or not (_remember_loose(r, block) if loose else _remember_standin(toucher, r, block)):
         return False
-    if not lm_cas32(word, seen, FILLING | MAKING | (toucher.tid << DETAIL_SHIFT)):
+    if not lm_cas32(word, seen, FILLING | MAKING | (seen & STANDIN) | (toucher.tid << DETAIL_SHIFT)):
         uffd_wake(r.uffd, start, whole)
         return True
     if not (seen & STANDIN):
@@ -114,9 +202,16 @@ cdef bint stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexce
             publish(r, block, seen & ~<uint32_t>WAITERS)
             return False
         _count_standin(r, 1)                           # (1)
-    _note_failure(toucher, r, block, error)            # (2)
-    _map_zeros(r, start, whole)                        # (3)
-    publish(r, block, FAILED | STANDIN | (<uint32_t>error << DETAIL_SHIFT))
+        lm_or32(word, STANDIN)                         # a child forked from here on must drop what it finds
+    elif seen & LOOSE:
+        lm_sub64(&r.loose, 1)
+    if loose:
+        lm_add64(&r.loose, 1)
+        _log_failure(toucher.tid, r, block, error)     # (2)
+    else:
+        _note_failure(toucher, r, block, error)
+    _map_absent(r, start, whole)                       # (3)
+    publish(r, block, FAILED | STANDIN | (LOOSE if loose else 0) | (<uint32_t>error << DETAIL_SHIFT))
     return True
 
 
@@ -131,8 +226,24 @@ cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) n
         lm_or32(word, STANDIN)
         _count_standin(r, 1)
     _note_failure(toucher, r, block, error)
-    _map_zeros(r, start, whole)
+    _map_absent(r, start, whole)
     return True
+
+
+cdef void _map_absent(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+    """NaN or NaT, where the array's elements have it: what was made of them by mistake shows. Only so many, since each takes memory."""
+    cdef char page[ABSENT_PAGE_NBYTES]
+    cdef uint64_t i, done = 0, page_size = page_nbytes()
+    cdef uint64_t phase
+    if r.absent_nbytes == 0 or page_size > ABSENT_PAGE_NBYTES or lm_load64(&r.standins) * r.block_nbytes > ABSENT_MOST_NBYTES:
+        _map_zeros(r, start, whole)
+        return
+    phase = (start - r.base) % r.absent_nbytes + r.absent_nbytes - r.absent_at % r.absent_nbytes
+    for i in range(page_size):  # elements of 2, 4, 8 or 16 bytes: every page of the block holds the same
+        page[i] = r.absent[(phase + i) % r.absent_nbytes]
+    while done < whole:
+        uffd_copy(r.uffd, r.base + (start - r.base) + done, <uint64_t>&page[0], page_size, &r.counters.copy)
+        done += page_size
 
 
 cdef void _map_zeros(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
@@ -146,11 +257,13 @@ cdef void _map_zeros(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
         done += page_nbytes()
 
 
-cdef void unmap_standin(Region *r, uint64_t block) noexcept nogil:
+cdef void unmap_standin(Region *r, uint64_t block, bint loose) noexcept nogil:
     """Steps (4) and (5). GIL: never. Blocks: no. Thread: the claimer of the block."""
     cdef uint64_t whole = whole_pages(region_block_nbytes(r, block))
     if madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED):
         madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED_LOCKED)
+    if loose:
+        lm_sub64(&r.loose, 1)
     _count_standin(r, -1)
 
 
@@ -176,7 +289,7 @@ cdef void drop_standins(Thread *me) noexcept nogil:
                     seen = lm_load32(&r.words[block])
                 if (seen & STATE) == FAILED and seen & STANDIN:
                     if lm_cas32(&r.words[block], seen, LEAVING | (me.tid << DETAIL_SHIFT)):
-                        unmap_standin(r, block)
+                        unmap_standin(r, block, seen & LOOSE != 0)
                         publish(r, block, MISSING)
         lm_sub32(&r.users, 1)
 
@@ -187,14 +300,15 @@ cdef bint operation_begin(uint64_t *sequence) noexcept nogil:
     Return: False while there are other threads' stand-ins: `standins_wait` first. GIL: any. Blocks: no.
     """
     cdef Thread *me = thread_self()
+    sequence[0] = failures_now()   # before the look at what is live: a stand-in that comes between the two is counted then
     if me != NULL:
         if standins_live() != 0 and me.operations == 0 and me.depth == 0:
             drop_standins(me)  # a message that came twice (signals) may have been answered after its operation ended
             me.error = 0
+            drop_loose()
             if standins_live() != 0:
                 return False
         me.operations += 1
-    sequence[0] = failures_now()
     return True
 
 
@@ -202,6 +316,7 @@ cdef bint standins_wait(uint64_t deadline_ns) noexcept nogil:
     """Wait for other threads' operations to drop their stand-ins. Return: False at the deadline. GIL: must not be held, they
     may need it to end."""
     while standins_live() != 0:
+        drop_loose()
         if lm_now_ns() > deadline_ns:
             return False
         lm_sleep_ns(20000)

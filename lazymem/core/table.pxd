@@ -14,6 +14,7 @@ cdef enum BlockState:
     STANDIN = 16       # with FAILED: zero pages are mapped so that an operation could end; they are not data
                        # with FILLING: its own source touched it
     AGAIN = 32         # with FILLING: it was resident, some of its pages may still be
+    LOOSE = 32         # with FAILED and STANDIN: no operation drops it
     WITNESS = 64       # a thread that cannot be told of a failure sleeps in the kernel for it; until it is resident
     MAKING = 128       # with FILLING: a stand-in is being made for the thread of the detail
     JOINED = 256       # a thread sleeps in the kernel while another changes the word: whoever publishes wakes it there too

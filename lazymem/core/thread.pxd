@@ -17,12 +17,16 @@ ctypedef struct Thread:
     int handler                # not 0: it is a handler thread (threads.pyx)
     void (*before_blocking)() noexcept nogil   # what it wants done before a source waits for a disk; NULL nothing
     bint (*interrupted)() noexcept nogil       # asked now and then by waits that may be given up for a signal; NULL: may not
+    uint32_t sigints_seen      # while it waits for the main thread's touch: what has been counted, and whether SIGINT is held
+    bint sigint_held
     uint32_t depth             # sources running on it, inside one another
     int error                  # errno of the first touch that failed in the outermost of them; further misses fail at once
     uint64_t first_sequence    # that touch's log entry, kept here since the log may be overrun
     uint64_t first_region
     uint64_t first_block
     int first_error
+    int loose_error            # errno of a touch outside operations that failed; others fail at once while `failures_era` is the same
+    uint64_t loose_era
     void *chain[CHAIN_MAX]     # the regions of those sources
     uint32_t around_depth      # in a provider process: arrays that wait, outside it, for what this thread does
     uint64_t around[CHAIN_MAX] # their identities

@@ -1,0 +1,6 @@
+"""What does guards.pyx offer to type checkers?"""
+
+from lazymem.errors import PageError
+
+def enter_guard() -> int: ...
+def leave_guard(sequence: int) -> PageError | None: ...

@@ -1,0 +1,3 @@
+"""What does sigint.pyx offer to type checkers?"""
+
+def set_default(default: bool) -> None: ...
