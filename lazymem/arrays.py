@@ -15,7 +15,6 @@ from lazymem.handle import Recipe
 from lazymem.lazyarray import LazyArray
 from lazymem.making import make_array, make_region
 from lazymem.options import Options, mode_of, read_options
-from lazymem.providers.cfunction import CFunction
 
 NATIVE_BLOCK_NBYTES = 64 << 10
 _IN_SCHEMES = str.maketrans("", "", "+-.")  # besides letters and digits
@@ -308,6 +307,8 @@ def from_provider(
     Blocks: no; for a provider in Python about a millisecond, where a process is to be started. GIL: kept; never needed by a
     touch. An array of a provider in Python pickles with the provider; one of a C function or of memory cannot be pickled.
     """
+    from lazymem.providers.cfunction import CFunction
+
     if not isinstance(provider, CFunction) and hasattr(provider, "read_into"):
         from lazymem.provided import lay_over
 
