@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lazymem.core.source import FileSource, FunctionSource, MemorySource, NativeSource
-from lazymem.formats import npy
 from lazymem.formats.layout import Layout, dtype_of, offset_of, order_of, shape_of
 from lazymem.handle import Recipe
 from lazymem.lazyarray import LazyArray
@@ -177,6 +176,8 @@ def open(
             storage_options=storage_options, redirects=redirects, options=options,
         )  # fmt: skip
     _no_url_options("lazymem.open", storage_options, redirects)
+    from lazymem.formats import npy
+
     fd, name, path = _open_file(file, "lazymem.open")
     try:
         head = os.pread(fd, len(npy.MAGIC), 0)
