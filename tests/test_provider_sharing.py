@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from native_kit import PAGE, address_of, in_child
 from odd_providers import WORDS, Counting, Dying, Logging, Odd
-from support import PATIENCE, USERS, compile_library, needs_compiler, wait_until
+from somebody import as_somebody
+from support import PATIENCE, compile_library, needs_compiler, wait_until
 
 import lazymem as lm
 from lazymem.core.provider import process_ids
-
-as_somebody = pytest.mark.parametrize(("user", "delivery"), list(zip(USERS, ("threads", "inline"), strict=False)))
 
 
 def array_of(provider, delivery, **options):
