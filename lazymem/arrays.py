@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -308,9 +309,9 @@ def from_provider(
     Blocks: no; for a provider in Python about a millisecond, where a process is to be started. GIL: kept; never needed by a
     touch. An array of a provider in Python pickles with the provider; one of a C function or of memory cannot be pickled.
     """
-    from lazymem.providers.cfunction import CFunction
-
-    if not isinstance(provider, CFunction) and hasattr(provider, "read_into"):
+    made = sys.modules.get("lazymem.providers.cfunction")  # whoever has a CFunction has imported it
+    is_native = made is not None and isinstance(provider, made.CFunction)
+    if not is_native and hasattr(provider, "read_into"):
         from lazymem.provided import lay_over
 
         name = type(provider).__name__
@@ -321,7 +322,7 @@ def from_provider(
     mode = mode_of(mode)
     kind = dtype_of(dtype)
     source: NativeSource
-    if isinstance(provider, CFunction):
+    if is_native:
         start = offset_of(offset, provider.nbytes, "the C function")
         lengths = shape_of(shape, kind, provider.nbytes - start, "the C function")
         source = FunctionSource(provider.address, provider.nbytes, provider.user_data, provider)
