@@ -7,19 +7,19 @@ import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from lazymem import providers
 from lazymem.errors import PageError, ProviderError, TouchError, UnsupportedPlatform
-from lazymem.executable import set_executable
 from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
     from lazymem.asking import check, close, is_lazy, populate, prefetch, region, residency, stats
     from lazymem.guards import guard
-    from lazymem.functions import from_fill, from_function, from_generator
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
-    from lazymem.providers.cfunction import CFunction
+
+    if _TYPE_CHECKING:
+        from lazymem.functions import from_fill, from_function, from_generator
+        from lazymem.providers.cfunction import CFunction
 else:
     from lazymem.elsewhere import (  # type: ignore[assignment]
         CFunction,
@@ -74,15 +74,34 @@ __all__ = [
 ]
 
 if _TYPE_CHECKING:
+    from lazymem import providers
     from lazymem.counters import Stats
+    from lazymem.executable import set_executable
+
+# What not every program needs, and where it is: together as long to import as a tenth of numpy.
+_LATER = {
+    "CFunction": "lazymem.providers.cfunction",
+    "Stats": "lazymem.counters",
+    "from_fill": "lazymem.functions",
+    "from_function": "lazymem.functions",
+    "from_generator": "lazymem.functions",
+    "providers": "lazymem.providers",
+    "set_executable": "lazymem.executable",
+}
 
 
 def __getattr__(name: str) -> _Any:
-    if name == "Stats":  # made of dataclasses, which cost more to import than all the rest
-        from lazymem.counters import Stats
+    if name not in _LATER:
+        raise AttributeError(f"module 'lazymem' has no attribute {name!r}")
+    from importlib import import_module
 
-        return Stats
-    raise AttributeError(f"module 'lazymem' has no attribute {name!r}")
+    module = import_module(_LATER[name])
+    found = globals()[name] = module if _LATER[name] == f"lazymem.{name}" else getattr(module, name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
 
 
 # A program that imports logging later gets the handler with its next array (arrays.py): importing it here would take a third

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from typing import Any
 
 import numpy as np
 
 from lazymem.core.source import FileSource, FunctionSource, MemorySource, NativeSource
-from lazymem.formats import npy
 from lazymem.formats.layout import Layout, dtype_of, offset_of, order_of, shape_of
 from lazymem.handle import Recipe
 from lazymem.lazyarray import LazyArray
 from lazymem.making import make_array, make_region
 from lazymem.options import Options, mode_of, read_options
-from lazymem.providers.cfunction import CFunction
 
 NATIVE_BLOCK_NBYTES = 64 << 10
 _IN_SCHEMES = str.maketrans("", "", "+-.")  # besides letters and digits
@@ -178,6 +177,8 @@ def open(
             storage_options=storage_options, redirects=redirects, options=options,
         )  # fmt: skip
     _no_url_options("lazymem.open", storage_options, redirects)
+    from lazymem.formats import npy
+
     fd, name, path = _open_file(file, "lazymem.open")
     try:
         head = os.pread(fd, len(npy.MAGIC), 0)
@@ -308,7 +309,9 @@ def from_provider(
     Blocks: no; for a provider in Python about a millisecond, where a process is to be started. GIL: kept; never needed by a
     touch. An array of a provider in Python pickles with the provider; one of a C function or of memory cannot be pickled.
     """
-    if not isinstance(provider, CFunction) and hasattr(provider, "read_into"):
+    made = sys.modules.get("lazymem.providers.cfunction")  # whoever has a CFunction has imported it
+    is_native = made is not None and isinstance(provider, made.CFunction)
+    if not is_native and hasattr(provider, "read_into"):
         from lazymem.provided import lay_over
 
         name = type(provider).__name__
@@ -319,7 +322,7 @@ def from_provider(
     mode = mode_of(mode)
     kind = dtype_of(dtype)
     source: NativeSource
-    if isinstance(provider, CFunction):
+    if is_native:
         start = offset_of(offset, provider.nbytes, "the C function")
         lengths = shape_of(shape, kind, provider.nbytes - start, "the C function")
         source = FunctionSource(provider.address, provider.nbytes, provider.user_data, provider)

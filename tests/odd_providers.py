@@ -99,6 +99,21 @@ class Nothing:
         buffer[:n] = b"\x11" * n
 
 
+class Dying(Counting):
+    """Ends its process at some blocks, the first time that it is asked for each."""
+
+    def __init__(self, folder: str, nblocks: int, blocks: tuple[int, ...]) -> None:
+        super().__init__(nblocks)
+        self.folder, self.blocks = folder, blocks
+
+    def read_into(self, buffer, offset: int) -> None:
+        if offset // PAGE in self.blocks:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(f"{self.folder}/{offset}", os.O_CREAT | os.O_EXCL))
+                os._exit(3)
+        self.fill(buffer, offset)
+
+
 class Logging(Counting):
     """Writes down, a line each, that it was opened, read and closed, and in which process."""
 

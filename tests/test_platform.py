@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import pytest
 import support
@@ -148,5 +149,6 @@ def test_every_public_name_says_what_it_is():
         thing = getattr(lm, name)
         if name != "__version__":
             assert thing.__doc__, name
-            assert getattr(thing, "__module__", thing.__name__).partition(".")[0] == "lazymem"
+            where = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
+            assert where.partition(".")[0] == "lazymem"
     assert lm.__version__ == __import__("lazymem.version").version.__version__

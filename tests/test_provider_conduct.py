@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from native_kit import address_of, end_of_child, in_child, probe
 from odd_providers import PAGE, WORDS, Counting, Logging, Nothing, Odd, Scribbling, Surroundings
-from support import PATIENCE, USERS, wait_until
+from somebody import as_somebody
+from support import PATIENCE, wait_until
 
 import lazymem as lm
 from lazymem.core.provider import process_ids
 
-# Each user, and each delivery; not each with each.
-as_somebody = pytest.mark.parametrize(("user", "delivery"), list(zip(USERS, ("threads", "inline"), strict=False)))
 REMOTE, DIED, LATE = errno.EREMOTEIO, errno.EPIPE, errno.ETIMEDOUT
 KEPT = "kept its buffer.*copy what is needed"
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from native_kit import in_child
 from odd_providers import PAGE, WORDS, Counting
-from support import PATIENCE, USERS, wait_until
+from somebody import as_somebody
+from support import PATIENCE, wait_until
 
 import lazymem as lm
 from lazymem.core.provider import process_ids
-
-as_somebody = pytest.mark.parametrize(("user", "delivery"), list(zip(USERS, ("threads", "inline"), strict=False)))
 
 WAITS = {
     "populate": lambda a: lm.populate(a),

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from native_kit import in_child
 from odd_providers import PAGE, Counting
-from support import IS_ROOT, PATIENCE, USERS, run_child, wait_until
+from somebody import as_somebody
+from support import IS_ROOT, PATIENCE, run_child, wait_until
 
 import lazymem as lm
 from lazymem.core.provider import process_ids
 
-as_somebody = pytest.mark.parametrize(("user", "delivery"), list(zip(USERS, ("threads", "inline"), strict=False)))
 MARK = "LAZYMEM_TEST_MARK"
 
 

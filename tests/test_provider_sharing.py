@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_kit import PAGE, address_of, in_child
-from odd_providers import WORDS, Counting, Logging, Odd
-from support import PATIENCE, USERS, compile_library, needs_compiler, wait_until
+from odd_providers import WORDS, Counting, Dying, Logging, Odd
+from somebody import as_somebody
+from support import PATIENCE, compile_library, needs_compiler, wait_until
 
 import lazymem as lm
 from lazymem.core.provider import process_ids
-
-as_somebody = pytest.mark.parametrize(("user", "delivery"), list(zip(USERS, ("threads", "inline"), strict=False)))
 
 
 def array_of(provider, delivery, **options):
@@ -64,8 +63,9 @@ def share(act, delivery):
     odd = Odd(act, seconds=0.1)
     innocent = [Counting(4, shift=i, seconds=0.25) for i in range(4)]
     arrays = [array_of(p, delivery, retries=0) for p in innocent]
-    patient = array_of(Counting(4, seconds=0.25), delivery, retries=0, timeout=5)
-    culprit = array_of(odd, delivery, retries=0, timeout=0.6)
+    patient = array_of(Counting(4, seconds=0.25), delivery, retries=0, timeout=20)
+    hangs = act.startswith("s") and act != "segfaults"
+    culprit = array_of(odd, delivery, retries=0, timeout=1 if hangs else 20)
     assert culprit[WORDS] == WORDS
     [shared] = process_ids()
 
@@ -77,7 +77,7 @@ def share(act, delivery):
     everybody = [*zip(arrays, innocent, strict=True), (patient, Counting(4))]
     run_together([fail, *(lambda a=a, p=p: np.testing.assert_array_equal(a, p.right()) for a, p in everybody)])
     took = time.monotonic() - began
-    assert took < 5 * PATIENCE, took
+    assert took < 10 * PATIENCE, took  # no timeout but the culprit's was waited for
     assert shared not in process_ids()
     assert source(culprit).has_own
     if act in ("keeps_array", "sleeps"):  # it is known whose fault it was
@@ -159,10 +159,9 @@ def eighty(delivery):
 
 @pytest.mark.slow
 @as_somebody
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGKILL, 1), (signal.SIGKILL, 3), (signal.SIGSTOP, 2)])
 def test_signals_at_random_under_load(number, processes, user, delivery):
-    print(in_child(random_signals, int(number), processes, delivery, user=user))
+    print(in_child(random_signals, int(number), processes, delivery, user=user, timeout=100))
 
 
 def random_signals(number, processes, delivery):
@@ -195,9 +194,9 @@ def random_signals(number, processes, delivery):
     threads = [threading.Thread(target=touch, args=(k,)) for k in range(4)]
     for t in threads:
         t.start()
-    for _ in range(6):  # as soon as they have got somewhere, whatever the machine can
+    for _ in range(5):  # as soon as they have got somewhere, whatever the machine can
         before = list(moved)
-        assert wait_until(lambda before=before: all(moved[k] > before[k] for k in range(4)), 20)
+        assert wait_until(lambda before=before: all(moved[k] > before[k] for k in range(4)), 30)
         time.sleep(rng.random() * 0.02)
         for pid in rng.sample(process_ids(), rng.randint(1, processes)):
             os.kill(pid, number)
@@ -206,13 +205,32 @@ def random_signals(number, processes, delivery):
     for t in threads:
         t.join()
     print(f"{sent} signals, {len(right)} arrays right, {len(failed)} failed: {[str(e.__cause__) for e in failed]}")
-    assert sent >= 6
+    assert sent >= 5
     assert all(error.errno in (errno.ETIMEDOUT, errno.EPIPE) for error in failed), failed
     # Who was killed is asked again at once. Who was stopped has lost half its time before, or all where it was just starting.
     assert number == signal.SIGSTOP or len(failed) <= 2
     assert len(right) >= 20
-    a = array_of(Counting(), delivery)
-    assert np.array_equal(a, Counting().right())
+    for pid in process_ids():  # whom nobody has waited for yet
+        os.kill(pid, signal.SIGCONT)
+    assert np.array_equal(array_of(Counting(), delivery), Counting().right())
+
+
+@as_somebody
+def test_a_process_that_dies_during_a_product(user, delivery, folder):
+    in_child(product, str(folder), delivery, user=user)
+
+
+def product(folder, delivery):
+    n = 128
+    provider = Dying(folder, n * n * 8 // PAGE, blocks=(5, 17))
+    a = lm.from_provider(provider, (n, n), "i8", block_nbytes=PAGE, delivery=delivery)
+    want = provider.right().reshape(n, n)
+    assert np.array_equal(np.asarray(a) @ np.asarray(a), want @ want)
+    assert len(os.listdir(folder)) == 2, "it died twice"
+    b = lm.from_function(lambda i, j: (i * n + j) % 7, (n, n), "f8", block_nbytes=PAGE, delivery=delivery)
+    for pid in process_ids():
+        os.kill(pid, signal.SIGKILL)
+    assert np.array_equal(np.asarray(b) @ np.asarray(b), np.linalg.matrix_power(provider.right().reshape(n, n) % 7, 2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -273,6 +291,7 @@ int exit_all(char *at, uint64_t step, int n)
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 @as_somebody
 @pytest.mark.parametrize("how", ["jump", "exit"])
@@ -285,26 +304,24 @@ def leave(how, path, delivery):
     lib = ctypes.CDLL(path)
     lib.touch_and_jump.argtypes = lib.exit_all.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
     lib.prepare()
-    timeout = 2.0
+    timeout = 3.0
     slow = Counting(100, seconds=60, concurrent=False)
-    # Inline, the thread that leaves is the one that asks. A handler thread asks on, until the time is up.
-    a = array_of(slow, delivery, timeout=30 if delivery == "inline" else 0.6)
     quick = array_of(Counting(100), delivery, timeout=timeout, retries=0)
     assert quick[0] == 0
+    # Inline, the thread that leaves is the one that asks. A handler thread asks on, until the time is up.
+    a = array_of(slow, delivery, timeout=30 if delivery == "inline" else 1)
     if how == "exit":
         assert lib.exit_all(address_of(a), PAGE, 70) == 70
     else:
-        main = threading.get_native_id()
-        stop = threading.Event()
+        main, stop = threading.get_native_id(), threading.Event()
 
         def send():
             while not stop.wait(0.01):
                 ctypes.CDLL(None).tgkill(os.getpid(), main, int(signal.SIGUSR1))
 
         sending = threading.Thread(target=send)
-        jumping = array_of(slow, delivery, timeout=0.5)
         sending.start()
-        left = lib.touch_and_jump(address_of(jumping), PAGE, 70)
+        left = lib.touch_and_jump(address_of(a), PAGE, 70)
         stop.set()
         sending.join()
         assert left == 70
@@ -408,10 +425,10 @@ def come_and_go(delivery):
                 os.kill(pid, signal.SIGKILL)
             assert a[WORDS] == WORDS + i
 
-    some(5)
+    some(4)
     time.sleep(0.3)
     before, resident = possessions(os.getpid()), memory_of(os.getpid())
-    some(20)
+    some(10)
     assert wait_until(lambda: possessions(os.getpid())["descriptors"] == before["descriptors"])
     assert memory_of(os.getpid()) - resident < 4 << 20
     assert wait_until(lambda: Path("/proc/self/maps").read_text().count("memfd:lazymem-ring") <= 1)

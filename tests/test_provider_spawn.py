@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from native_kit import in_child
 from odd_providers import PAGE, WORDS, Counting, Odd, Telling, tell
-from support import USERS, each_user, run_child, wait_until
+from somebody import as_somebody
+from support import each_user, run_child, wait_until
 
 import lazymem as lm
 from lazymem.core.provider import process_ids
 
-as_somebody = pytest.mark.parametrize(("user", "delivery"), list(zip(USERS, ("threads", "inline"), strict=False)))
 BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 

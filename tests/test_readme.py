@@ -106,6 +106,22 @@ def test_its_ratios_are_rows():
         r"`import lazymem`: ([\d.]+)": "import",
     }.items():
         assert float(re.search(pattern, text)[1]) == pytest.approx(rows[case], abs=0.0051), case
+    asked = {"inline-python/floor-inline": rows["inline-python/floor-inline"]}
+    for file in ("provider-root.jsonl", "fuse-root.jsonl"):
+        for line in (ROOT / "bench" / "results" / file).read_text().splitlines():
+            row = json.loads(line)
+            if "value" in row:
+                asked[row["case"]] = row["value"]
+    for pattern, case, unit, step in (
+        (r"awake takes ([\d.]+) times", "inline-python/floor-inline", 1, 0.0051),
+        (r"SIGBUS handler, ([\d.]+) of the", "inline-python/memmap-fuse", 1, 0.0051),
+        (r"Two processes do ([\d.]+) times", "two-processes", 1, 0.0051),
+        (r"first value: ([\d.]+) ms", "first-value", 1e6, 0.51),
+        (r"is made in ([\d.]+) ms", "create-second", 1e6, 0.051),
+        (r"takes ([\d.]+) MB", "memory-rss", 1e6, 0.51),
+        (r"1 MiB: ([\d.]+) of urllib3", "http", 1, 0.0051),
+    ):
+        assert float(re.search(pattern, text)[1]) == pytest.approx(asked[case] / unit, abs=step), case
     first, later = re.search(r"1 TiB array: ([\d.]+) ms as a process's first, (\d+) us", text).groups()
     assert float(first) * 1e6 == pytest.approx(rows["create-first"], abs=5001)
     assert float(later) * 1e3 == pytest.approx(rows["create-later"], abs=501)

@@ -546,9 +546,12 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
     cdef uint64_t deadline_ns = lm_now_ns() + a.deadline_ns, pause_ns = BACKOFF_NS, now_ns
     cdef uint64_t chain[RING_CHAIN]
     cdef int depth = _chain_of(a, chain), outcome, error = 0, slot = 0
-    cdef uint32_t failed = 0, lost = 0
+    cdef uint32_t failed = 0, lost = 0, answered = 0
+    cdef uint64_t full_since_ns = 0
     cdef Place *place = NULL
     cdef Ring *ring
+    cdef Ring *full = NULL
+    cdef Thread *me = thread_self()
     if depth < 0:
         return depth
     while True:
@@ -563,8 +566,16 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
                 bytes[0] = block_at(ring.head, ring.block_nbytes, slot)
                 loan[0] = <uint64_t>(ring - &_rings[0]) << 8 | <uint64_t>slot
                 return 0
+            if outcome == NO_SLOT and (ring != full or lm_load32(&ring.answered) != answered):
+                full = ring
+                answered = lm_load32(&ring.answered)
+                full_since_ns = lm_now_ns()
+            elif outcome == NO_SLOT and lm_now_ns() - full_since_ns >= a.timeout_ns:
+                _retire(place, ring, WHY_STALLED, 0)
             _leave(ring)
         if outcome == NO_SLOT:
+            if me != NULL and me.interrupted != NULL and me.interrupted():
+                return -EINTR
             thread_will_wait()
             if ring_wait_for_slot(ring, deadline_ns):
                 continue

@@ -33,6 +33,7 @@ cdef extern from *:
     #endif
     #include <poll.h>
     #include <pthread.h>
+    #include <sched.h>
     #include <signal.h>
     #include <stdio.h>
     #include <sys/ioctl.h>
@@ -192,6 +193,15 @@ cdef extern from *:
     }
     static int lm_here(void) { return open(".", O_PATH | O_DIRECTORY | O_CLOEXEC); }
     static void lm_go(int fd) { if (fchdir(fd)) { } }
+    /* Threads share the current directory, unless one says that it will not. A container may forbid it. */
+    static __thread int lm_has_own_directory;
+    static void lm_take_own_directory(int here)
+    {
+        lm_has_own_directory = unshare(CLONE_FS) == 0;
+        if (lm_has_own_directory)
+            lm_go(here);   /* not where the thread that started this one has gone meanwhile */
+    }
+    static int lm_own_directory(void) { return lm_has_own_directory; }
     """
     lm_head *lm_watched
     uint32_t lm_watching
@@ -202,6 +212,8 @@ cdef extern from *:
     void lm_keep_freed_memory() noexcept nogil
     int lm_here() noexcept nogil
     void lm_go(int fd) noexcept nogil
+    void lm_take_own_directory(int here) noexcept nogil
+    bint lm_own_directory() noexcept nogil
     void _exit(int status) noexcept nogil
     int close(int fd) noexcept nogil
     int getppid() noexcept nogil
@@ -321,6 +333,7 @@ cdef class Server:
         cdef uint32_t server = self.servers, tag
         cdef Thread *me = thread_self()
         self.servers += 1
+        lm_take_own_directory(self.here)
         while True:
             self.idle += 1
             with nogil:
@@ -504,6 +517,6 @@ cdef class Server:
         return 0
 
     cdef void _rest(self) noexcept:
-        """The current directory is what it was, unless another request may be using what it set."""
-        if self.at_work <= 1 and not _forked:
+        """The current directory is what it was, unless it is shared with another request that may be using what it set."""
+        if (lm_own_directory() or self.at_work <= 1) and not _forked:
             lm_go(self.here)

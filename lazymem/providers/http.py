@@ -81,8 +81,8 @@ class HttpProvider:
 
     Notes
     -----
-    Blocks: for one exchange. GIL: released while it waits. No message, repr or log record holds credentials, headers or a
-    query; the pickle does hold them: the provider process needs them.
+    Blocks: for one exchange; for three, within `deadline`, where that may help. GIL: released while it waits. No message, repr
+    or log record holds credentials, headers or a query; the pickle does hold them: the provider process needs them.
 
     A server that sends neither ETag nor Last-Modified gives nothing but the file's length to tell that it was changed.
     """
@@ -102,6 +102,7 @@ class HttpProvider:
         self._redirects = redirects
         self._etag: str | None = None
         self._modified: str | None = None
+        self._if_range: str | None = None  # the ETag, if it is a strong one: another whenever a byte is
         self.nbytes = 0
         self.name = self._first.name
         self.url = self._first.shown
@@ -193,7 +194,7 @@ class HttpProvider:
 
     def _pin(self, end: float) -> None:
         """Ask for the file's beginning, and learn what there is and who answers in the end."""
-        self._etag = None  # of an attempt before
+        self._if_range = None  # of an attempt before
         answer, address = self._ask(self._first, 0, HEAD_NBYTES, end)
         with contextlib.closing(answer):
             self.nbytes = self._length(answer)
@@ -227,15 +228,10 @@ class HttpProvider:
 
     def _headers(self, address: Address, start: int, stop: int) -> dict[str, str]:
         ours = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
-        if self._etag is not None and self._strong:
-            ours["If-Range"] = self._etag
+        if self._if_range is not None:
+            ours["If-Range"] = self._if_range
         theirs = self._access.headers if address.origin == self._first.origin else Access.DEFAULT_HEADERS
         return dict(theirs) | ours
-
-    @property
-    def _strong(self) -> bool:
-        """Is there a strong ETag, one that is another whenever a byte is?"""
-        return self._etag is not None and _STRONG_ETAG.fullmatch(self._etag) is not None
 
     def _length(self, answer: BaseHTTPResponse) -> int:
         """The file's length by the first answer; its ETag and modification time are remembered."""
@@ -258,6 +254,8 @@ class HttpProvider:
                 raise ValueError(f"{self.url}: the server says that the file has {length} bytes")
             self._check_range(answer, 0, min(length, HEAD_NBYTES), length)
         self._etag, self._modified = fields.get("etag"), fields.get("last-modified")
+        if self._etag is not None and _STRONG_ETAG.fullmatch(self._etag):
+            self._if_range = self._etag
         return length
 
     def _check(self, answer: BaseHTTPResponse, start: int, stop: int) -> None:
@@ -265,7 +263,7 @@ class HttpProvider:
         status, fields = answer.status, answer.headers
         if 200 <= status < 300:
             # A strong ETag says all; where it is sent as If-Range, Last-Modified may be left out of the answer.
-            now = (fields.get("etag"), self._modified if self._strong else fields.get("last-modified"))
+            now = (fields.get("etag"), self._modified if self._if_range else fields.get("last-modified"))
             if now != (self._etag, self._modified):
                 self._stale(start, stop, "it is another version of the file that the server has now")
         if status in (412, 416):
