@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -46,15 +47,15 @@ def sleepy(delivery):
     return lm.from_provider(Sleepy(), dtype="i8", delivery=delivery, block_nbytes=PAGE, timeout=10)
 
 
-def after(seconds, times=1):
-    def send():
-        for _ in range(times):
-            time.sleep(seconds)
-            os.kill(os.getpid(), signal.SIGINT)
+class after:  # noqa: N801
+    """Another process, since this one's threads may not run while a touch waits, sends SIGINT so often."""
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    return thread
+    def __init__(self, seconds, times=1):
+        command = f"sleep {seconds}; kill -INT {os.getpid()}; " * times
+        self.process = subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True)
+
+    def join(self):
+        self.process.wait()
 
 
 def handler_in_the_kernel():
