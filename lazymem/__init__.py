@@ -15,8 +15,8 @@ from lazymem.version import __version__
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
     from lazymem.asking import check, close, is_lazy, populate, prefetch, region, residency, stats
-    from lazymem.guards import guard
     from lazymem.functions import from_fill, from_function, from_generator
+    from lazymem.guards import guard
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
     from lazymem.providers.cfunction import CFunction

@@ -180,7 +180,7 @@ if __name__ == "__main__":
     assert process.exitcode == 0
     assert total(made)
 """)
-    status, out, err = run_child([sys.executable, "-P", str(folder / "program.py")])
+    status, _, err = run_child([sys.executable, "-P", str(folder / "program.py")])
     assert status == 0, err
 
 
@@ -198,7 +198,7 @@ def what_had_failed(delivery):
             np.asarray(a)[WORDS]
             np.asarray(a)[2 * WORDS]
 
-            def child():
+            def child(a=a, kit=kit):
                 kit.error = 0
                 all_right(a, np.arange(N))
 
