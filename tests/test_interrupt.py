@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -46,15 +47,21 @@ def sleepy(delivery):
     return lm.from_provider(Sleepy(), dtype="i8", delivery=delivery, block_nbytes=PAGE, timeout=10)
 
 
-def after(seconds, times=1):
-    def send():
-        for _ in range(times):
-            time.sleep(seconds)
-            os.kill(os.getpid(), signal.SIGINT)
+class after:
+    """Another process, since this one's threads may not run while a touch waits, sends SIGINT so often."""
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    return thread
+    def __init__(self, seconds, times=1):
+        command = f"sleep {seconds}; kill -INT {os.getpid()}; " * times
+        self.process = subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True)
+
+    def join(self):
+        self.process.wait()
+
+
+def linger():
+    """Python looks for signals between instructions, but not before a C function: one sleep would not be woken."""
+    for _ in range(3000):
+        time.sleep(0.001)
 
 
 def handler_in_the_kernel():
@@ -83,10 +90,10 @@ def it_ends_a_wait(delivery, way):
             if guarded:
                 with lm.guard():
                     WAYS[way](a)
-                    time.sleep(SLEEPS)
+                    linger()
             else:
                 WAYS[way](a)
-                time.sleep(SLEEPS)
+                linger()
         assert 0.1 < time.monotonic() - began < 0.2 + SOON
         sender.join()
         assert (signal.getsignal(signal.SIGINT), handler_in_the_kernel()) == before
@@ -109,7 +116,7 @@ def twice(delivery):
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             plain[0]
-            time.sleep(SLEEPS)
+            linger()
         assert time.monotonic() - began < 0.2 + SOON
     sender.join()
 
@@ -176,7 +183,7 @@ def other_threads_wait_on(delivery):
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         pest().touch_one(address_of(a))
-        time.sleep(SLEEPS * 2)
+        linger()
     took = time.monotonic() - began
     for t in threads:
         t.join()
@@ -192,7 +199,7 @@ def test_c_code_that_sleeps_on_the_touching_thread_is_not_ended(delivery):
 
 
 def c_code_that_sleeps(delivery):
-    """A C function cannot be stopped half way. Where it is what waits, Ctrl-C is heard as it returns, and its bytes are right."""
+    """A C function cannot be stopped half way: Ctrl-C is heard as it returns, and its bytes are right."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     a, kit = counted(8 * PAGE, delivery=delivery, block_nbytes=PAGE, delay_ns=700_000_000)
     plain = np.asarray(a)
@@ -201,7 +208,7 @@ def c_code_that_sleeps(delivery):
     values = []
     with pytest.raises(KeyboardInterrupt):
         values.append(int(plain[5]))
-        time.sleep(3)
+        linger()
     assert 0.5 < time.monotonic() - began < 0.7 + SOON
     sender.join()
     assert values in ([], [5])
