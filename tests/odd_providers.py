@@ -43,6 +43,14 @@ class Counting:
         return np.arange(self.nbytes // 8) + self.shift
 
 
+class SlowBehind(Counting):
+    """Each block but the first takes `seconds`."""
+
+    def read_into(self, buffer, offset: int) -> None:
+        time.sleep(self.seconds if offset else 0)
+        self.fill(buffer, offset)
+
+
 class Odd(Counting):
     """Fills every block rightly but block 0, with which it does what `act` says."""
 

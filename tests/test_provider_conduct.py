@@ -43,11 +43,11 @@ def is_right(a, provider=None):
 # ---------------------------------------------------------------------------------------------------------------------------
 # It fails
 
-# act: (errno, what the cause says, how often it is asked with retries=2)
+# act: (errno, what the cause says, how often it is asked with retries=1)
 FAILURES = {
     "raises": (REMOTE, r"Traceback.*odd_providers\.py.*in act_raises\n.*ValueError: told so", 1),
     "raises_chained": (REMOTE, r"KeyError: 'the first'.*During handling.*ValueError: \('the second', 512\)", 1),
-    "raises_oserror": (REMOTE, r"OSError: \[Errno 5\] the disk", 3),
+    "raises_oserror": (REMOTE, r"OSError: \[Errno 5\] the disk", 2),
     "raises_file_not_found": (REMOTE, r"FileNotFoundError: \[Errno 2\] gone", 1),
     "exits_by_sys_exit": (REMOTE, r"SystemExit: 3", 1),
     "raises_keyboard_interrupt": (REMOTE, r"KeyboardInterrupt", 1),
@@ -66,11 +66,11 @@ FAILURES = {
     "keeps_array": (REMOTE, KEPT, 1),
     "keeps_cast": (REMOTE, KEPT, 1),
     "keeps_in_thread": (REMOTE, KEPT, 1),
-    "exits": (DIED, r"ended while it was fetching", 3),
-    "segfaults": (DIED, r"ended while it was fetching", 3),
-    "aborts": (DIED, r"ended while it was fetching", 3),
-    "execs": (DIED, r"ended while it was fetching", 3),
-    "forks_and_dies": (DIED, r"ended while it was fetching", 3),
+    "exits": (DIED, r"ended while it was fetching", 2),
+    "segfaults": (DIED, r"ended while it was fetching", 2),
+    "aborts": (DIED, r"ended while it was fetching", 2),
+    "execs": (DIED, r"ended while it was fetching", 2),
+    "forks_and_dies": (DIED, r"ended while it was fetching", 2),
 }
 HARMS_ITS_PROCESS = {*(act for act in FAILURES if FAILURES[act][0] == DIED or act.startswith("keeps"))}
 
@@ -93,7 +93,7 @@ def fail(act, delivery, code, text, asked):
     other = innocent(delivery, retries=0)
     shared = process_ids()
     odd = Odd(act)
-    a = array_of(odd, delivery, retries=2)
+    a = array_of(odd, delivery, retries=1)
     with pytest.raises(lm.PageError) as caught:
         a[0]
     assert (caught.value.errno, caught.value.source, caught.value.block) == (code, "provider", 0), caught.value

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from native_kit import in_child
-from odd_providers import PAGE, WORDS, Counting
+from odd_providers import PAGE, WORDS, SlowBehind
 from somebody import as_somebody
 from support import PATIENCE, wait_until
 
@@ -26,7 +26,7 @@ WAITS = {
 
 def slow_array(delivery, seconds, **options):
     """Block 0 is there; each of the others takes so long."""
-    a = lm.from_provider(Counting(4, seconds=seconds), dtype="i8", block_nbytes=PAGE, delivery=delivery, **options)
+    a = lm.from_provider(SlowBehind(3, seconds=seconds), dtype="i8", block_nbytes=PAGE, delivery=delivery, **options)
     assert a[0] == 0
     return a
 
@@ -52,7 +52,7 @@ def press(wait, delivery):
             WAITS[wait](a)
         assert time.monotonic() - sent < 0.5 * PATIENCE
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert np.array_equal(a, Counting(4).right())
+    assert np.array_equal(a, SlowBehind(3).right())
     assert process_ids() == pids
     with pytest.raises(KeyboardInterrupt):  # the owner has it back
         os.kill(os.getpid(), signal.SIGINT)
@@ -79,9 +79,10 @@ def handle(delivery):
         raise SystemExit(3)
 
     signal.signal(signal.SIGTERM, leave)
+    a = slow_array(delivery, 30)
     send(signal.SIGTERM, 0.2)
     with pytest.raises(SystemExit):
-        lm.populate(slow_array(delivery, 30))
+        lm.populate(a)
 
 
 @as_somebody

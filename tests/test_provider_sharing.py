@@ -85,7 +85,8 @@ def share(act, delivery):
     # From now on it does it alone.
     assert array_of(Counting(), delivery, retries=0)[0] == 0
     before = set(process_ids())
-    fail()
+    if not hangs:
+        fail()
     assert np.array_equal(culprit[WORDS:], odd.right()[WORDS:])
     assert len(before & set(process_ids())) >= 1, "the shared one lives on"
 
@@ -194,7 +195,7 @@ def random_signals(number, processes, delivery):
     threads = [threading.Thread(target=touch, args=(k,)) for k in range(4)]
     for t in threads:
         t.start()
-    for _ in range(5):  # as soon as they have got somewhere, whatever the machine can
+    for _ in range(5 if number == signal.SIGKILL else 3):  # as soon as they have got somewhere, whatever the machine can
         before = list(moved)
         assert wait_until(lambda before=before: all(moved[k] > before[k] for k in range(4)), 30)
         time.sleep(rng.random() * 0.02)
@@ -205,7 +206,7 @@ def random_signals(number, processes, delivery):
     for t in threads:
         t.join()
     print(f"{sent} signals, {len(right)} arrays right, {len(failed)} failed: {[str(e.__cause__) for e in failed]}")
-    assert sent >= 5
+    assert sent >= 3
     assert all(error.errno in (errno.ETIMEDOUT, errno.EPIPE) for error in failed), failed
     # Who was killed is asked again at once. Who was stopped has lost half its time before, or all where it was just starting.
     assert number == signal.SIGSTOP or len(failed) <= 2

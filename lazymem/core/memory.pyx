@@ -6,6 +6,7 @@ space and source go to a list that is looked through whenever a region is made, 
 """
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
@@ -51,6 +52,7 @@ def reap():
         address, source = _dying[i]
         if region_free(<Region *><size_t>address):
             forget_standins(<Region *><size_t>address)  # its structure stays, and nobody takes it without the GIL
+            Py_DECREF(source)
             del _dying[i]
         else:
             i += 1
@@ -171,6 +173,8 @@ cdef class Memory:
         if region_free(r):
             forget_standins(r)
         else:
+            # Held by hand too: as the interpreter ends the list goes, and a fetch may still be running in the source.
+            Py_INCREF(self._source)
             _dying.append((<size_t>r, self._source))
 
     def __getbuffer__(self, Py_buffer *view, int flags):
