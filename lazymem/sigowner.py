@@ -4,7 +4,7 @@ faulthandler does, and switches it on or off at any time: switched on after us i
 off it would put the default back and take us with it. So its two switches are wrapped, when the first array is made: they do
 what they did, then we step in front again. A handler that anybody else installs is found when the next array is made.
 
-SIGINT stays whose it is. But whether it is Python's default handler's decides what a touch that waits does with it (core/sigint.pyx), and only
+SIGINT stays whose it is. But whether it is Python's default handler's decides what a touch that waits does with it (core/interrupt.pyx), and only
 `signal.signal` knows; so that is wrapped too, and tells.
 """
 
@@ -44,7 +44,7 @@ def _then_tell_whose(assign: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tell_whose() -> None:
-    from lazymem.core.sigint import set_default
+    from lazymem.core.interrupt import set_default
 
     set_default(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 

@@ -317,6 +317,8 @@ os.truncate(path, 8 * PAGE)
 b = np.asarray(a)
 print("before", flush=True)
 {touch}
+for _ in range(2):
+    pass  # Python looks for such exceptions as it jumps back, and after a call
 print("survived", flush=True)
 """
 

@@ -11,7 +11,7 @@ FLOORS = {
     "lazymem.core.abi": 1, "lazymem.core.native": 1,
     "lazymem.core.uffd": 2, "lazymem.core.table": 2, "lazymem.core.thread": 2, "lazymem.core.samples": 2,
     "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3,
-    "lazymem.core.failure": 3, "lazymem.core.limit": 3, "lazymem.core.sigint": 3,
+    "lazymem.core.failure": 3, "lazymem.core.limit": 3, "lazymem.core.interrupt": 3,
     "lazymem.core.region": 4, "lazymem.core.process": 4,
     "lazymem.core.standin": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
     "lazymem.core.fill": 6, "lazymem.core.measure": 6,

@@ -17,7 +17,7 @@ import lazymem as lm
 
 WORDS = PAGE // 8
 SLEEPS = 4.0  # s, of the provider: far longer than anything here may take
-SOON = 1.5  # s; on an idle machine some milliseconds
+SOON = 0.5  # s; on an idle machine some milliseconds
 WAYS = {
     "item": lambda a: np.asarray(a)[0],
     "sum": lambda a: np.asarray(a).sum(),
@@ -37,14 +37,17 @@ class Sleepy(lm.providers.Provider):
     nbytes = 8 * PAGE
     block_nbytes = PAGE
 
+    def __init__(self, sleeps):
+        self.sleeps = sleeps
+
     def read_into(self, buffer, offset):
         if offset < 7 * PAGE:
-            time.sleep(SLEEPS)
+            time.sleep(self.sleeps)
         np.frombuffer(buffer, "i8")[:] = os.getpid()
 
 
-def sleepy(delivery):
-    return lm.from_provider(Sleepy(), dtype="i8", delivery=delivery, block_nbytes=PAGE, timeout=10)
+def sleepy(delivery, sleeps=SLEEPS):
+    return lm.from_provider(Sleepy(sleeps), dtype="i8", delivery=delivery, block_nbytes=PAGE, timeout=10)
 
 
 class after:
@@ -128,12 +131,10 @@ def test_other_owners_are_left_alone(delivery, owner):
 
 def other_owners(delivery, owner):
     """The touch waits for its bytes, and they are right."""
-    global SLEEPS
-    SLEEPS = 1.0
     from signal import signal as early  # before any array was made
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    a = sleepy(delivery)
+    a = sleepy(delivery, 0.6)
     plain = np.asarray(a)
     heard = []
     if owner == "function":
@@ -148,7 +149,7 @@ def other_owners(delivery, owner):
 
         async def main():
             value.append(int(plain[0]))
-            await asyncio.sleep(SLEEPS)
+            await asyncio.sleep(1)
 
         sender = after(0.2)
         with pytest.raises(KeyboardInterrupt):
@@ -168,10 +169,8 @@ def test_other_threads_wait_on(delivery):
 
 def other_threads_wait_on(delivery):
     """Ctrl-C is the main thread's; the others get their bytes."""
-    global SLEEPS
-    SLEEPS = 1.5
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    a = sleepy(delivery)
+    a = sleepy(delivery, 1.2)
     made_by = int(a[7 * WORDS])
     plain = np.asarray(a)
     before = handler_in_the_kernel()

@@ -14,11 +14,11 @@ and the end of the process by SIGBUS.
 from libc.string cimport memcpy, memset
 
 from lazymem.core.failure cimport *
+from lazymem.core.interrupt cimport touch_may_be_ended, wait_is_over
 from lazymem.core.limit cimport memory_for, memory_returned
 from lazymem.core.native cimport *
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
-from lazymem.core.sigint cimport sigint_may_end, sigint_no_more
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
@@ -358,13 +358,13 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
         if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
             error = 0
     if error == 0:
-        ends = me != NULL and sigint_may_end(me, tid)
+        ends = me != NULL and touch_may_be_ended(me, tid)
         # A source's touch waits here even for another thread's fill: two that wait for each other must meet a deadline.
         error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
         if error == 0 and not filled:
             error = _refill(r, addr, block, me, &filled)
         if ends:
-            sigint_no_more(me)
+            wait_is_over(me)
     if me != toucher and me != NULL:
         me.around_depth = 0
     if lent:

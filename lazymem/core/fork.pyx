@@ -7,12 +7,12 @@ memory, and stops at a touch.
 """
 from lazymem.core.failure cimport failures_forget
 from lazymem.core.inline cimport inline_reopen, signals_forget
+from lazymem.core.interrupt cimport interrupt_forget
 from lazymem.core.jobs cimport jobs_forget, jobs_hold, jobs_let_go
 from lazymem.core.pool cimport pool_forget_all
 from lazymem.core.process cimport rings_forget
 from lazymem.core.region cimport regions_any, regions_hold, regions_inherit, regions_let_go
 from lazymem.core.serve cimport serve_forget
-from lazymem.core.sigint cimport sigint_forget
 from lazymem.core.thread cimport thread_forget_all
 from lazymem.core.threads cimport threads_forget
 from lazymem.core.told cimport told_forget
@@ -42,7 +42,7 @@ cdef void _in_child() noexcept nogil:
     jobs_forget()
     failures_forget()
     rings_forget()
-    sigint_forget()
+    interrupt_forget()
     told_forget()
     serve_forget()
     # 3. The addresses.

@@ -12,6 +12,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from lazymem.core.fill cimport region_fetch, region_need
+from lazymem.core.interrupt cimport operation_may_be_ended, wait_is_over
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
 from lazymem.core.limit cimport account_for_memory, memory_limit_set
 from lazymem.core.native cimport *
@@ -27,18 +28,6 @@ from lazymem.errors import page_error
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
-
-cdef extern from "interrupt.h" nogil:
-    bint lm_listen_for_signals() noexcept
-    bint lm_stop_listening() noexcept
-
-cdef extern from *:
-    """
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    static inline int lm_is_main_thread(void) { return (int)syscall(SYS_gettid) == getpid(); }
-    """
-    bint lm_is_main_thread() noexcept nogil
 
 # Regions whose owner is gone while somebody was still in them: (address of the Region, source).
 _dying = []
@@ -97,11 +86,6 @@ cdef int refuse(Region *r) except -1:
 cdef object memory_of(Region *r):
     """The owner of a region, or None while it is being deallocated. GIL: held."""
     return <object>r.owner if r.owner != NULL else None
-
-
-cdef bint _interrupted() noexcept nogil:
-    """Has a signal come that Python may want to end this wait for (Ctrl-C)? GIL: never: see interrupt.h."""
-    return lm_listen_for_signals()
 
 
 @cython.no_gc_clear  # a fetch may be running in the source until the region is closed
@@ -303,7 +287,7 @@ cdef class Memory:
         cdef uint64_t failed = 0
         cdef uint64_t first = start // r.block_nbytes, last = (stop + r.block_nbytes - 1) // r.block_nbytes
         cdef Thread *me
-        cdef bint called_off
+        cdef bint called_off, ends
         cdef int error
         if last > r.nblocks:
             last = r.nblocks
@@ -318,14 +302,10 @@ cdef class Memory:
             me = thread_self()
             called_off = True
             while called_off:
-                if me != NULL and lm_is_main_thread():
-                    me.interrupted = _interrupted
+                ends = me != NULL and operation_may_be_ended(me)
                 with nogil:
                     error = job_run(r, first, last, helpers, &failed)
-                called_off = False
-                if me != NULL and me.interrupted != NULL:
-                    me.interrupted = NULL
-                    called_off = lm_stop_listening() and error == -EINTR
+                called_off = ends and wait_is_over(me) and error == -EINTR
                 try:
                     PyErr_CheckSignals()
                 except BaseException:

@@ -17,8 +17,7 @@ ctypedef struct Thread:
     int handler                # not 0: it is a handler thread (threads.pyx)
     void (*before_blocking)() noexcept nogil   # what it wants done before a source waits for a disk; NULL nothing
     bint (*interrupted)() noexcept nogil       # asked now and then by waits that may be given up for a signal; NULL: may not
-    uint32_t sigints_seen      # while it waits for the main thread's touch: what has been counted, and whether SIGINT is held
-    bint sigint_held
+    uint32_t ended_by, listening, signals_seen  # then: by which signals, which of them are listened to, how many had come (interrupt.pyx)
     uint32_t depth             # sources running on it, inside one another
     int error                  # errno of the first touch that failed in the outermost of them; further misses fail at once
     uint64_t first_sequence    # that touch's log entry, kept here since the log may be overrun

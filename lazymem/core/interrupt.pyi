@@ -1,0 +1,3 @@
+"""What does interrupt.pyx offer to type checkers?"""
+
+def set_default(default: bool) -> None: ...

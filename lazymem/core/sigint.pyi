@@ -1,3 +1,0 @@
-"""What does sigint.pyx offer to type checkers?"""
-
-def set_default(default: bool) -> None: ...
