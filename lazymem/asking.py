@@ -211,7 +211,8 @@ def check(x: Any) -> None:
 
     Notes
     -----
-    Of the whole region, wherever x lies in it. Blocks: no. GIL: kept. To prove that a stretch of code read nothing wrong, use `lazymem.guard`.
+    Of the whole region, wherever x lies in it. Blocks: no. GIL: kept. To prove that a stretch of code read nothing wrong, use
+    `lazymem.guard`.
     """
     owner = _need(x)[0]
     errors = owner.counters()["errors"]

@@ -11,21 +11,22 @@ from lazymem.core.guards import enter_guard, leave_guard
 class guard:
     """Leaving it without an exception means: no value read inside was wrong.
 
-    For plain arrays (`numpy.asarray(a)`), tensors, C and numba code, on any threads: a touch in the middle of an instruction cannot raise. Inside a guard a touch
-    that fails goes on over values that are no data (NaN, NaT or 0), and leaving raises the `PageError` of the first.
+    For plain arrays (`numpy.asarray(a)`), tensors, C and numba code, on any threads: a touch in the middle of an instruction
+    cannot raise. Inside a guard a touch that fails goes on over values that are no data (NaN, NaT or 0), and leaving raises
+    the `PageError` of the first.
 
     Raises
     ------
     PageError
-        As it is left: a touch has failed somewhere in this process since it was entered, on whichever thread and whichever array. An exception of the
-        code inside becomes its context; KeyboardInterrupt and the like pass.
+        As it is left: a touch has failed somewhere in this process since it was entered, on whichever thread and whichever
+        array. An exception of the code inside becomes its context; KeyboardInterrupt and the like pass.
     TimeoutError
         As it is entered: another thread's operation has failed and not ended for 1 s.
 
     Notes
     -----
-    Guards may be nested, and entered on several threads. Blocks: as it is entered, at most 1 s, while others' failed operations end. GIL: released
-    meanwhile.
+    Guards may be nested, and entered on several threads. Blocks: as it is entered, at most 1 s, while others' failed
+    operations end. GIL: released meanwhile.
 
     Examples
     --------

@@ -89,7 +89,7 @@ def _no_value(dtype: np.dtype[Any]) -> bytes:
 def make_array(region: Region, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, offset: int = 0) -> LazyArray:
     """Lay an array over a region. The root is a plain array of all its bytes, the base of every other."""
     root: np.ndarray[Any, Any] = np.ndarray((region.nbytes,), "u1", cast(Any, region))
-    region.stand_in_with(_no_value(dtype), offset)
+    region.hold_elements(dtype.itemsize, offset, _no_value(dtype))
     array = LazyArray.__new__(LazyArray, shape, dtype, root, offset, None, cast(Any, order))
     region.remember(root, array)
     del root

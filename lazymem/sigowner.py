@@ -4,8 +4,8 @@ faulthandler does, and switches it on or off at any time: switched on after us i
 off it would put the default back and take us with it. So its two switches are wrapped, when the first array is made: they do
 what they did, then we step in front again. A handler that anybody else installs is found when the next array is made.
 
-SIGINT stays whose it is. But whether it is Python's default handler's decides what a touch that waits does with it (core/interrupt.pyx), and only
-`signal.signal` knows; so that is wrapped too, and tells.
+SIGINT stays whose it is. But whether it is Python's default handler's decides what a touch that waits does with it
+(core/interrupt.pyx), and only `signal.signal` knows; so that is wrapped too, and tells.
 """
 
 from __future__ import annotations

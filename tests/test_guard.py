@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import threading
 import time
 
@@ -26,6 +27,56 @@ def array(delivery, mode="r", npages=16, **options):
 
 def failing(delivery, mode="r", npages=16, **options):
     return array(delivery, mode, npages, error=-errno.EIO, **options)
+
+
+def lost(text):
+    """How many blocks does a message say were stored into in vain?"""
+    found = re.findall(r"stored into block \d+(?: and (\d+) more)? of array", str(text))
+    return sum(1 + int(more or 0) for more in found)
+
+
+# --- stores
+
+
+@each_user
+def test_a_store_into_what_is_not_there_is_named(delivery, user):
+    in_child(a_store_is_named, delivery, user=user)
+
+
+def a_store_is_named(delivery):
+    a, kit = failing(delivery, mode="c")
+    plain = np.asarray(a)
+
+    def store():
+        plain[2 * WORDS] = 7
+        plain[9 * WORDS : 11 * WORDS] = 8
+
+    for _ in range(20):
+        with pytest.raises(lm.PageError) as caught, lm.guard():
+            store()
+        assert lost(caught.value) == 3, "each block, each time, none of another time"
+        assert caught.value.block == 2
+        assert caught.value.elements == (2 * WORDS, 3 * WORDS)
+    with pytest.raises(lm.PageError) as caught, lm.guard():
+        plain.sum()
+    assert lost(caught.value) == 0
+    with pytest.raises(lm.PageError) as caught:
+        a[5] = 1
+    assert lost(caught.value) == 1
+    assert caught.value.attempts == 1
+    with pytest.raises(lm.PageError) as caught:
+        a += 1
+    assert lost(caught.value) >= 1
+    with pytest.raises(lm.TouchError) as told:
+        store()
+        for _ in range(10_000):
+            pass
+    assert lost(told.value) == 3
+    kit.error = 0
+    with lm.guard():
+        assert np.array_equal(plain, np.arange(16 * WORDS)), "nothing of the stores is left"
+        plain[5] = 1
+        assert plain[5] == 1
 
 
 # --- what it proves

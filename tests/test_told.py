@@ -69,7 +69,7 @@ def test_other_threads(delivery, user):
 
 def other_threads(delivery):
     """The main thread waits for them meanwhile, and is told nothing."""
-    a, kit = failing(delivery)
+    a, _kit = failing(delivery)
     plain = np.asarray(a)
     told = []
 
@@ -241,9 +241,12 @@ def test_an_array_that_is_gone_when_it_is_told(delivery):
 def an_array_that_is_gone(delivery):
     told = []
 
+    def touch_and_drop():
+        np.asarray(failing(delivery)[0])[0]
+
     def run():
         try:
-            (lambda: np.asarray(failing(delivery)[0])[0])()
+            touch_and_drop()
             a_while()
         except lm.TouchError as error:
             told.append(error.error.errno)

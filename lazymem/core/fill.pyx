@@ -89,6 +89,9 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
     cdef uint64_t pause_ns = RETRY_PAUSE_NS, deadline_ns = 0
     cdef uint32_t attempt = 0
     cdef int error
+    cdef Thread *me = thread_self()
+    if me != NULL:
+        me.attempts = 1
     if r.source.direct != NULL:
         lm_count(&r.counters.asked, nbytes)
         return lm_copy_from(dst, r.source.direct + offset, nbytes)
@@ -103,6 +106,8 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
         if attempt == r.retries or lm_now_ns() + pause_ns > deadline_ns:
             return error
         attempt += 1
+        if me != NULL:
+            me.attempts = attempt + 1
         lm_sleep_ns(pause_ns)
         pause_ns *= 2
 
@@ -164,6 +169,7 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
     cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes)
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen
+    cdef Thread *me
     cdef int error = memory_for(whole)
     if error == 0:
         error = _fill_pages(r, block)
@@ -175,8 +181,10 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         lm_count(&r.counters.used, nbytes)
         publish(r, block, RESIDENT)
     else:
+        me = thread_self()
         r.failed_block = block
         r.failed_error = -error
+        r.failed_attempts = 1 if r.source.direct != NULL else me.attempts if me != NULL else 0
         lm_add64(&r.errors, 1)
         seen = lm_load32(word)
         if seen & STANDIN:

@@ -7,10 +7,12 @@ cdef class Memory:
     cdef Region *region
     cdef NativeSource _source
     cdef public uint32_t helpers
+    cdef uint64_t _element_nbytes, _element_at
     cdef object __weakref__
     cdef int need(self, uint64_t start, uint64_t stop) except -1
     cdef int _run(self, uint64_t start, uint64_t stop) except -1
 
 cdef object memory_of(Region *r)
+cdef str lost_stores()
 cdef object error_of(Region *r, uint64_t block, int error)
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1

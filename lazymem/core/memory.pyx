@@ -18,7 +18,7 @@ from lazymem.core.limit cimport account_for_memory, memory_limit_set
 from lazymem.core.native cimport *
 from lazymem.core.region cimport *
 from lazymem.core.source cimport NativeSource
-from lazymem.core.standin cimport forget_standins
+from lazymem.core.standin cimport forget_standins, stores_lost
 from lazymem.core.table cimport DIRTY, FAILED, MISSING, RESIDENT, STATE
 from lazymem.core.thread cimport Thread, thread_self
 from lazymem.core.uffd cimport page_nbytes
@@ -59,18 +59,37 @@ cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
     raise made from made.__cause__
 
 
+cdef str lost_stores():
+    """What the program stored into stand-ins that were dropped since this was last asked, for messages; mostly "". GIL: held."""
+    cdef Region *r
+    cdef uint64_t n
+    cdef str text = ""
+    while stores_lost():
+        r = region_that_lost_stores()
+        while r != NULL:
+            n = lm_swap64(&r.stores_lost, 0)
+            text += (f"; what was stored into block {r.store_lost_block}" + (f" and {n - 1} more" if n > 1 else "") +
+                     f" of array {r.name.decode('utf-8', 'replace')!r} since is lost")
+            r = region_that_lost_stores()
+    return text
+
+
 cdef object error_of(Region *r, uint64_t block, int error):
     """The PageError for an errno, its cause chained. GIL: held."""
     cdef Memory owner = memory_of(r)
     cdef uint64_t start = block * r.block_nbytes
     cdef uint64_t stop = start + r.block_nbytes if r.nbytes - start > r.block_nbytes else r.nbytes
+    cdef uint64_t item = owner._element_nbytes if owner is not None else 0
     cdef NativeSource source = owner._source if owner is not None else None
     said = source.explain(start) if source is not None else None
     cause = cause_of(error)
     if said is not None:  # its traceback is chained; its last line says most
         cause = f"{cause}: {str(said).strip().rpartition(chr(10))[2]}"
     made = page_error(r.name.decode("utf-8", "replace"), source.kind if source is not None else "gone", block,
-                      start, stop, error, cause)
+                      start, stop, error, cause, lost_stores(),
+                      elements=((start - min(start, owner._element_at)) // item,
+                                (stop - min(stop, owner._element_at) + item - 1) // item) if item else None,
+                      attempts=r.failed_attempts if r.failed_block == block else 0)
     made.__cause__ = said
     return made
 
@@ -259,12 +278,14 @@ cdef class Memory:
         """Say whether system calls wait for absent pages."""
         self.region.kernel_faults = wait
 
-    def stand_in_with(self, bytes pattern not None, uint64_t at):
-        """What is mapped where a fetch failed: `pattern` again and again, so that an element begins at byte `at`; empty: zeros.
+    def hold_elements(self, uint64_t nbytes, uint64_t at, bytes pattern not None):
+        """Its elements are of `nbytes` bytes, the first at byte `at`; where a fetch failed, elements `pattern` are mapped. Empty: zeros.
 
-        Units: 2, 4, 8 or 16 bytes; else zeros.
+        Units: `pattern` 2, 4, 8 or 16 bytes; else zeros.
         """
         cdef const char *text = pattern
+        self._element_nbytes = nbytes
+        self._element_at = at
         if len(pattern) in (2, 4, 8, 16):
             memcpy(self.region.absent, text, len(pattern))
             self.region.absent_at = at

@@ -8,6 +8,7 @@ cdef extern from "native.h" nogil:
     void lm_store32(uint32_t *p, uint32_t v)
     void lm_store64(uint64_t *p, uint64_t v)
     uint32_t lm_swap32(uint32_t *p, uint32_t v)
+    uint64_t lm_swap64(uint64_t *p, uint64_t v)
     uint32_t lm_add32(uint32_t *p, uint32_t v)
     uint32_t lm_sub32(uint32_t *p, uint32_t v)
     uint64_t lm_add64(uint64_t *p, uint64_t v)

@@ -552,6 +552,8 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
     cdef Ring *ring
     cdef Ring *full = NULL
     cdef Thread *me = thread_self()
+    if me != NULL:
+        me.attempts = 1
     if depth < 0:
         return depth
     while True:
@@ -587,6 +589,8 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
             if lost <= LOST_MAX and lm_now_ns() < deadline_ns:
                 continue
         failed += 1
+        if me != NULL:
+            me.attempts = failed + lost
         now_ns = lm_now_ns()
         pause_ns = _jitter(BACKOFF_NS << min(failed - 1, <uint32_t>8))
         if outcome == GIVE_UP or failed > a.retries or now_ns + pause_ns >= deadline_ns:

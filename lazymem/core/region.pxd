@@ -67,6 +67,9 @@ ctypedef struct Region:
     uint64_t errors      # fetches that have failed, and the latest of them
     uint64_t failed_block
     int failed_error
+    uint32_t failed_attempts
+    uint64_t stores_lost   # stand-ins dropped since somebody was told of it, into which the program had stored; the first of them
+    uint64_t store_lost_block
     uint64_t held        # bytes of memory that fills have put here
     Counters counters
 
@@ -75,6 +78,7 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
 cdef Region *region_enter(uint64_t addr) noexcept nogil
 cdef void region_leave(Region *r) noexcept nogil
 cdef Region *region_numbered(uint64_t id) noexcept nogil
+cdef Region *region_that_lost_stores() noexcept nogil
 cdef Region *region_at(uint64_t addr) noexcept nogil
 cdef uint64_t region_block_nbytes(Region *r, uint64_t block) noexcept nogil
 cdef uint64_t whole_pages(uint64_t nbytes) noexcept nogil

@@ -200,6 +200,19 @@ cdef Region *region_numbered(uint64_t id) noexcept nogil:
     return found
 
 
+cdef Region *region_that_lost_stores() noexcept nogil:
+    """Any region that has, or NULL. GIL: held, so that it stays. Blocks: no."""
+    cdef sigset_t before
+    cdef uint64_t i
+    cdef Region *found = NULL
+    lm_registry_enter(&before)
+    for i in range(_count):
+        if lm_load64(&_entries[i].region.stores_lost):
+            found = _entries[i].region
+    lm_registry_exit(&before)
+    return found
+
+
 cdef uint64_t _reserve(uint64_t nbytes) noexcept nogil:
     """Address space for a region, a guard page on each side, so that neighbours never merge. Return: 0 when there is none."""
     cdef uint64_t page = page_nbytes(), whole = nbytes + ALIGN_NBYTES + 2 * page, start, base
@@ -286,6 +299,7 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
     r.loose = 0
     r.absent_nbytes = 0
     r.errors = 0
+    r.stores_lost = 0
     r.kernel_faults = False
     r.nests = 0
     r.last_failure = 0

@@ -5,6 +5,7 @@ from lazymem.core.thread cimport Thread
 
 cdef bint stand_in(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil
 cdef bint stand_in_loose(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil
+cdef bint stores_lost() noexcept nogil
 cdef void drop_loose() noexcept nogil
 cdef void unmap_standin(Region *r, uint64_t block, bint loose) noexcept nogil
 cdef void drop_standins(Thread *me) noexcept nogil

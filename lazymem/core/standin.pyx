@@ -128,7 +128,7 @@ cdef bint _remember_loose(Region *r, uint64_t block) noexcept nogil:
 
 
 cdef void drop_loose() noexcept nogil:
-    """Drop every loose stand-in, so that the next touch fetches anew. GIL: never. Blocks: no. Thread: any."""
+    """Drop every loose stand-in, so that the next touch fetches anew. GIL: never. Blocks: for microseconds. Thread: any."""
     cdef Loose *l
     cdef Region *r
     cdef uint64_t block
@@ -143,6 +143,9 @@ cdef void drop_loose() noexcept nogil:
         if lm_load32(&r.status) == LIVE and r.id == lm_load64(&l.region_id) and lm_load64(&r.loose) != 0:
             for block in range(lm_load64(&l.low), lm_load64(&l.high) + 1):
                 seen = lm_load32(&r.words[block])
+                while (seen & STATE) == FILLING and seen & MAKING:
+                    lm_sleep_ns(1000)  # its toucher goes on already; the handler thread is about to say what it goes on over
+                    seen = lm_load32(&r.words[block])
                 if (seen & STATE) == FAILED and seen & STANDIN and seen & LOOSE:
                     if lm_cas32(&r.words[block], seen, LEAVING | (lm_gettid() << DETAIL_SHIFT)):
                         unmap_standin(r, block, True)
@@ -234,13 +237,11 @@ cdef void _map_absent(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
     """NaN or NaT, where the array's elements have it: what was made of them by mistake shows. Only so many, since each takes memory."""
     cdef char page[ABSENT_PAGE_NBYTES]
     cdef uint64_t i, done = 0, page_size = page_nbytes()
-    cdef uint64_t phase
     if r.absent_nbytes == 0 or page_size > ABSENT_PAGE_NBYTES or lm_load64(&r.standins) * r.block_nbytes > ABSENT_MOST_NBYTES:
         _map_zeros(r, start, whole)
         return
-    phase = (start - r.base) % r.absent_nbytes + r.absent_nbytes - r.absent_at % r.absent_nbytes
     for i in range(page_size):  # elements of 2, 4, 8 or 16 bytes: every page of the block holds the same
-        page[i] = r.absent[(phase + i) % r.absent_nbytes]
+        page[i] = r.absent[_phase(r, start + i)]
     while done < whole:
         uffd_copy(r.uffd, r.base + (start - r.base) + done, <uint64_t>&page[0], page_size, &r.counters.copy)
         done += page_size
@@ -257,11 +258,47 @@ cdef void _map_zeros(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
         done += page_nbytes()
 
 
+cdef uint32_t _stores_lost = 0
+
+
+cdef bint stores_lost() noexcept nogil:
+    """Has any region stores that were lost, and nobody told of it? GIL: held. Blocks: no."""
+    return lm_swap32(&_stores_lost, 0) != 0
+
+
+cdef bint _holds_stores(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+    """Has the program stored into a stand-in? Then a page of it differs from what was mapped. A store of the same bytes is no loss."""
+    cdef uint64_t done = 0, i
+    cdef bint zeros, absent
+    cdef char byte
+    while done < whole:
+        zeros = True
+        absent = r.absent_nbytes != 0
+        if not page_is_absent(start + done):  # somebody may have dropped it: reading it would fault
+            for i in range(done, done + page_nbytes()):
+                byte = (<const char *>start)[i]
+                zeros = zeros and byte == 0
+                absent = absent and byte == r.absent[_phase(r, start + i)]
+                if not zeros and not absent:
+                    return True
+        done += page_nbytes()
+    return False
+
+
+cdef inline uint64_t _phase(Region *r, uint64_t addr) noexcept nogil:
+    """Which byte of `r.absent` stands at an address."""
+    return (addr - r.base + r.absent_nbytes - r.absent_at % r.absent_nbytes) % r.absent_nbytes
+
+
 cdef void unmap_standin(Region *r, uint64_t block, bint loose) noexcept nogil:
     """Steps (4) and (5). GIL: never. Blocks: no. Thread: the claimer of the block."""
-    cdef uint64_t whole = whole_pages(region_block_nbytes(r, block))
-    if madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED):
-        madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED_LOCKED)
+    cdef uint64_t whole = whole_pages(region_block_nbytes(r, block)), start = r.base + block * r.block_nbytes
+    if r.writable and _holds_stores(r, start, whole):
+        if lm_add64(&r.stores_lost, 1) == 0:
+            r.store_lost_block = block
+        lm_store32(&_stores_lost, 1)
+    if madvise(<void *>start, whole, MADV_DONTNEED):
+        madvise(<void *>start, whole, MADV_DONTNEED_LOCKED)
     if loose:
         lm_sub64(&r.loose, 1)
     _count_standin(r, -1)

@@ -24,6 +24,7 @@ ctypedef struct Thread:
     uint64_t first_region
     uint64_t first_block
     int first_error
+    uint32_t attempts          # at the fetch that this thread did last
     int loose_error            # errno of a touch outside operations that failed; others fail at once while `failures_era` is the same
     uint64_t loose_era
     void *chain[CHAIN_MAX]     # the regions of those sources

@@ -11,7 +11,7 @@ As the exception comes to light, the loose stand-ins are dropped and a new era b
 from lazymem.core.failure cimport failures_new_era, guards_coming
 from lazymem.core.failure import cause_of
 from lazymem.core.inline cimport inline_tell_by
-from lazymem.core.memory cimport error_of
+from lazymem.core.memory cimport error_of, lost_stores
 from lazymem.core.native cimport *
 from lazymem.core.region cimport Region, region_numbered
 from lazymem.core.standin cimport drop_loose, stand_in_loose
@@ -210,9 +210,13 @@ cdef void told_forget() noexcept nogil:
 
 
 def try_anew():
-    """The thread that was told has seen it: what it touches from now on is fetched again. Blocks: no. GIL: kept."""
+    """The thread that was told has seen it: what it touches from now on is fetched again.
+
+    Returns what it had stored meanwhile and is lost, for the message. Blocks: no. GIL: kept.
+    """
     drop_loose()
     failures_new_era()
+    return lost_stores()
 
 
 inline_tell_by(tell_thread)
