@@ -543,6 +543,27 @@ def test_idleness_is_counted_of_all_threads_of_another_process():
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
+# bench failure
+
+
+@pytest.mark.slow
+@each_user
+def test_failure_rows_are_whole(user):
+    rows, err = bench("failure", "--quick", "--json", user=user)
+    assert err == ""
+    found = {row["case"]: row for row in rows}
+    deliveries = ("inline", "threads")
+    ways = ("operation", "populate", "guard", "told")
+    limits = {f"raised-{way}-{d}-{n}": 1e6 for way in ways for d in deliveries for n in (0, 3)}
+    limits |= {f"others-{kind}-{d}": 1.5 for kind in ("native", "python") for d in deliveries}
+    assert {case: row.get("limit") for case, row in found.items()} == limits | {"fork-r": 2.0, "fork-c": None}
+    for row in rows:
+        assert set(row) >= FACTS
+        assert row["value"] > 0
+    assert all(row["hung_on"] == row["rounds"] for case, row in found.items() if case.startswith("others"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
 # bench/fuse.py
 
 

@@ -50,16 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fault.add_argument("--png", metavar="FILE", help="draw a picture too (needs matplotlib: the bench extra)")
 
     provider = commands.add_parser("provider", help="provider processes: several at once, first values, memory, idling, HTTP")
+    failure = commands.add_parser("failure", help="from a failure to the exception, other blocks meanwhile, forks")
     array = commands.add_parser("array", help="a resident array against an ordinary one; creating; importing")
     for each in (fault, array):
         each.add_argument("--unpinned", action="store_true", help="do not pin to one core; also cases without any option")
-    for each in (fault, array, provider):
+    for each in (fault, array, provider, failure):
         each.add_argument("--quick", action="store_true", help="a few touches only: does it work, not how fast")
 
     compare = commands.add_parser("compare", help="two files of rows: exit code 1 if anything became slower")
     compare.add_argument("old", metavar="OLD")
     compare.add_argument("new", metavar="NEW")
-    for each in (fault, array, provider, compare):
+    for each in (fault, array, provider, failure, compare):
         each.add_argument("--json", action="store_true", help="rows only, no table")
 
 
@@ -142,6 +143,10 @@ def _measure(args: argparse.Namespace) -> int:
         from lazymem.bench.array import measure_array
 
         measured = measure_array(args.quick, core, _say)
+    elif args.bench == "failure":
+        from lazymem.bench.failure import measure_failure
+
+        measured = measure_failure(args.quick, _say)
     else:
         from lazymem.bench.provider import measure_provider
 
