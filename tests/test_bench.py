@@ -547,7 +547,6 @@ def test_idleness_is_counted_of_all_threads_of_another_process():
 
 
 @pytest.mark.slow
-@each_user
 def test_failure_rows_are_whole(user):
     rows, err = bench("failure", "--quick", "--json", user=user)
     assert err == ""
