@@ -28,7 +28,7 @@ FLOORS = {
     "lazymem.provided": 16, "lazymem.urls": 17,
     "lazymem.arrays": 18, "lazymem.functions": 18, "lazymem.elsewhere": 18,
     "lazymem": 19,
-    "lazymem.testing": 20, "lazymem.bench": 20, "lazymem.cli": 21, "lazymem.__main__": 22,
+    "lazymem.testing": 20, "lazymem.bench": 20, "lazymem.soak": 21, "lazymem.cli": 22, "lazymem.__main__": 23,
 }  # fmt: skip
 # recipes.py is loaded by LazyArray only to pickle, and opens arrays only to unpickle: inside functions, both.
 UPWARD_IN_FUNCTIONS = {("lazymem.lazyarray", "lazymem.recipes"), ("lazymem.recipes", "lazymem.arrays"),

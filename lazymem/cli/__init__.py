@@ -61,6 +61,19 @@ def _parser(prog: str, wanted: str | None) -> argparse.ArgumentParser:
         from lazymem.bench import command
 
         command.add_arguments(bench)
+
+    text = "Do everything at once for some minutes, and compare every byte that is read"
+    soak = commands.add_parser(
+        "soak",
+        help=text[0].lower() + text[1:],
+        description=f"{text}: touches, writes, operations, guards, populate and prefetch, closing and opening, forks, a "
+        "thousand signals a second, sources that fail, processes that are killed. In rounds of 15 s, a process each. "
+        "Exit status: 0 when nothing was wrong, hung, crashed or was left over, else 1.",
+    )
+    if wanted == "soak":
+        from lazymem.soak import command as soaking
+
+        soaking.add_arguments(soak)
     return parser
 
 
@@ -115,6 +128,10 @@ def _run(args: argparse.Namespace) -> int:
         from lazymem.cli import info
 
         return info.run(args)
+    if args.command == "soak":
+        from lazymem.soak import command as soaking
+
+        return soaking.run(args)
     from lazymem.bench import command
 
     return int(command.run(args))

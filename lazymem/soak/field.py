@@ -1,0 +1,158 @@
+"""Which arrays are there right now, who uses them, and how are they taken away and replaced?"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import lazymem
+from lazymem.soak import sources
+from lazymem.soak.held import Held
+from lazymem.soak.sources import Place
+
+if TYPE_CHECKING:
+    from lazymem.soak.actor import Actor
+
+Source = Callable[[Place, np.random.Generator, str], Held]
+_SETTLE_S = 2.0
+_WAIT_S = 0.2
+
+
+def sources_of(place: Place) -> list[Source]:
+    """What each place of the field is for: many native arrays, some slow ones."""
+    native: list[Source] = [sources.from_file, sources.from_memory, sources.from_c]
+    # Each with blocks of one size: what serves a size of block stays for good (leaks.py).
+    slow: list[Source] = [functools.partial(sources.from_python, pages=pages) for pages in (1, 16)]
+    if place.url is not None:
+        slow.append(sources.from_url)
+    return native * 2 + slow
+
+
+def count_faults(me: Actor, held: Held) -> None:
+    """Count what has happened in an array, in this process."""
+    stats = held.region.stats()
+    for name in ("faults", "filled", "joins", "failed", "blocks", "refilled", "eexist", "eagain"):
+        me.count(name, getattr(stats, name))
+
+
+class Field:
+    """The arrays of a round, each at a place of its own.
+
+    Parameters
+    ----------
+    place : Place
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.kinds = sources_of(place)
+        self._helds: list[Held | None] = [None] * len(self.kinds)
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def use(self, rng: np.random.Generator, wanted: Callable[[Held], bool] | None = None) -> Iterator[Held | None]:
+        """One of the arrays; it is not taken away meanwhile. None: there is none such right now."""
+        with self._lock:
+            able = [h for h in self._helds if h is not None and not h.leaving and (wanted is None or wanted(h))]
+            held = able[int(rng.integers(len(able)))] if able else None
+            if held is not None:
+                held.uses += 1
+        try:
+            yield held
+        finally:
+            if held is not None:
+                with self._lock:
+                    held.uses -= 1
+
+    @contextlib.contextmanager
+    def use_all(self) -> Iterator[list[Held]]:
+        """All of them."""
+        with self._lock:
+            helds = [h for h in self._helds if h is not None and not h.leaving]
+            for held in helds:
+                held.uses += 1
+        try:
+            yield helds
+        finally:
+            with self._lock:
+                for held in helds:
+                    held.uses -= 1
+
+    def open(self, me: Actor, number: int) -> None:
+        """Lay an array at a place that is empty."""
+        delivery = str(me.rng.choice(self.place.deliveries))
+        with me.within(sources.NATIVE_S, f"open array {number}, {delivery}"):
+            held = self.kinds[number](self.place, me.rng, delivery)
+        me.count("opened")
+        with self._lock:
+            self._helds[number] = held
+
+    def close(self, me: Actor, number: int) -> bool:
+        """Take an array away and count what it did; False: somebody uses it, for too long. Blocks: briefly."""
+        with self._lock:
+            held = self._helds[number]
+            if held is None:
+                return False
+            held.leaving = True  # nobody takes it up any more
+        end = time.monotonic() + _WAIT_S
+        while held.uses and time.monotonic() < end:
+            time.sleep(0.0005)
+        with self._lock:
+            held.leaving = False
+            if held.uses:
+                return False
+            self._helds[number] = None
+        self._settle(me, held)
+        self._account(me, held)
+        with me.within(6.0, f"close: {held.name}"):
+            if me.rng.random() < 0.5:
+                self._close(me, held)
+            else:
+                held.array = None  # the last reference: its memory goes with it
+        me.count("closed")
+        return True
+
+    @staticmethod
+    def _close(me: Actor, held: Held) -> None:
+        try:
+            lazymem.close(held.array)
+        except BufferError:  # an exception's traceback may hold a view
+            gc.collect()
+            lazymem.close(held.array)
+
+    @staticmethod
+    def _settle(me: Actor, held: Held) -> None:
+        """Every touch is accounted for: faults = filled + joined + failed, once handler threads have counted."""
+        end = time.monotonic() + _SETTLE_S
+        while True:
+            stats = held.region.stats()
+            if stats.faults == stats.filled + stats.joins + stats.failed:
+                return
+            if time.monotonic() > end:
+                me.count("unaccounted")
+                me.say(f"{held.name}: {stats!r} does not add up")
+                return
+            time.sleep(0.001)
+
+    def _account(self, me: Actor, held: Held) -> None:
+        count_faults(me, held)
+        me.count("errors_injected", held.injected())
+
+    def count_open(self, me: Actor) -> None:
+        """Count what those did that nobody will close."""
+        with self.use_all() as helds:
+            for held in helds:
+                self._account(me, held)
+
+    def close_all(self, me: Actor) -> None:
+        """Take all away."""
+        for number in range(len(self.kinds)):
+            if not self.close(me, number):
+                me.unexpected(f"array {number} is still in use")

@@ -1,0 +1,170 @@
+"""Where do the arrays of a soak get their bytes? One function each, that opens an array and says what must be in it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import lazymem
+from lazymem.core import samples
+from lazymem.options import DELIVERIES, PAGE_NBYTES
+from lazymem.providers import Provider
+from lazymem.soak.content import Words, bad_blocks, words
+from lazymem.soak.held import WORD_NBYTES, Held
+from lazymem.testing import Failure, FaultyProvider
+
+PAGE_WORDS = PAGE_NBYTES // WORD_NBYTES
+NATIVE_S = 5.0  # the timeout of sources that do not wait for anybody
+ATTEMPT_S = 2.0  # of a provider process: it may have to be started, on a busy machine
+_BAD_ONE_IN = 100
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a round's arrays can be laid over.
+
+    Attributes
+    ----------
+    path : str
+        A file of `words(file_seed, file_words)`.
+    url : str or None
+        The same file at a server; None: HTTP cannot be read here.
+    file_seed, file_words : int
+    deliveries : tuple of str
+        Which this machine can do.
+    """
+
+    path: str
+    url: str | None
+    file_seed: int
+    file_words: int
+    deliveries: tuple[str, ...]
+
+    @functools.cached_property
+    def file_content(self) -> Words:
+        """What the file holds."""
+        return words(self.file_seed, self.file_words)
+
+
+def deliveries_here() -> tuple[str, ...]:
+    """Which deliveries this machine can do: each is tried."""
+    able = []
+    for delivery in DELIVERIES[1:]:
+        try:
+            lazymem.close(lazymem.from_provider(b"x", delivery=delivery))
+        except (OSError, NotImplementedError):
+            continue
+        able.append(delivery)
+    return tuple(able)
+
+
+def can_http() -> bool:
+    """Is there what HTTP needs?"""
+    return importlib.util.find_spec("urllib3") is not None
+
+
+def _block_nbytes(rng: np.random.Generator) -> int:
+    return PAGE_NBYTES * int(rng.choice([1, 1, 1, 2, 4, 16]))
+
+
+def _size(rng: np.random.Generator, most_pages: int) -> int:
+    """How many elements; the last page is seldom whole."""
+    return int(rng.integers(8 * PAGE_WORDS, most_pages * PAGE_WORDS))
+
+
+def _mode(rng: np.random.Generator) -> str:
+    return str(rng.choice(["r", "r", "c"]))
+
+
+def _none_injected() -> int:
+    return 0
+
+
+def _native(array: Any, kind: str, expected: Words, bad: Any = None, injected: Callable[[], int] = _none_injected) -> Held:
+    if bad is None:
+        bad = np.zeros(lazymem.region(array).nblocks, bool)
+    return Held(array, kind, expected, bad, False, NATIVE_S, injected)
+
+
+def from_file(place: Place, rng: np.random.Generator, delivery: str) -> Held:
+    """A part of the file, from any element on."""
+    n = min(_size(rng, 512), place.file_words // 2)
+    start = int(rng.integers(place.file_words - n))
+    array = lazymem.memmap(
+        place.path, "u8", _mode(rng), start * WORD_NBYTES, n,
+        delivery=delivery, block_nbytes=_block_nbytes(rng), timeout=NATIVE_S,
+    )  # fmt: skip
+    return _native(array, "file", place.file_content[start : start + n].copy())
+
+
+def from_memory(place: Place, rng: np.random.Generator, delivery: str) -> Held:
+    """Bytes of this process."""
+    seed, n = int(rng.integers(1 << 62)), _size(rng, 512)
+    array = lazymem.from_provider(
+        words(seed, n), dtype="u8", mode=_mode(rng), delivery=delivery, block_nbytes=_block_nbytes(rng), timeout=NATIVE_S
+    )  # fmt: skip
+    return _native(array, "memory", words(seed, n))
+
+
+def from_c(place: Place, rng: np.random.Generator, delivery: str) -> Held:
+    """A function in C; some blocks of it always fail."""
+    seed, n, block_nbytes = int(rng.integers(1 << 62)), _size(rng, 512), _block_nbytes(rng)
+    told = np.array([seed, block_nbytes, _BAD_ONE_IN, 0], "u8")
+    array = lazymem.from_provider(
+        lazymem.CFunction(samples.mixed(), n * WORD_NBYTES, told),
+        dtype="u8", mode=_mode(rng), delivery=delivery, block_nbytes=block_nbytes, timeout=NATIVE_S,
+    )  # fmt: skip
+    bad = bad_blocks(seed, lazymem.region(array).nblocks, _BAD_ONE_IN)
+    return _native(array, "C function", words(seed, n), bad, lambda: int(told[3]))
+
+
+class Mixed(Provider):
+    """`words` as a provider: in another process it computes what it is asked for.
+
+    Parameters
+    ----------
+    seed : int
+    n : int
+        How many elements.
+    """
+
+    def __init__(self, seed: int, n: int) -> None:
+        self.seed, self.nbytes = seed, n * WORD_NBYTES
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        start = offset // WORD_NBYTES
+        # Element i of a seed is element 0 of a seed that is i steps on.
+        ahead = (self.seed + start * 0x9E3779B97F4A7C15) % (1 << 64)
+        np.frombuffer(buffer, "u8")[:] = words(ahead, len(buffer) // WORD_NBYTES)
+
+
+def from_python(place: Place, rng: np.random.Generator, delivery: str, *, pages: int) -> Held:
+    """A Python provider. One read in a hundred fails and is tried again; some blocks always fail."""
+    seed, n, block_nbytes = int(rng.integers(1 << 62)), _size(rng, 256), PAGE_NBYTES * pages
+    bad = bad_blocks(seed, -(-n * WORD_NBYTES // block_nbytes), _BAD_ONE_IN)
+    lost = [Failure("error", LookupError, at=int(block) * block_nbytes) for block in np.flatnonzero(bad)]
+    faulty = FaultyProvider(Mixed(seed, n), lost, rate=0.01, kinds=("error", "error", "error", "die"), seed=seed)
+
+    def injected() -> int:
+        counts = faulty.counts()
+        return sum(counts.values()) - counts["reads"]
+
+    array = lazymem.from_provider(
+        faulty, dtype="u8", mode=_mode(rng), delivery=delivery, block_nbytes=block_nbytes, timeout=ATTEMPT_S, retries=9
+    )  # fmt: skip
+    return Held(array, "provider", words(seed, n), bad, True, 2 * ATTEMPT_S, injected)
+
+
+def from_url(place: Place, rng: np.random.Generator, delivery: str) -> Held:
+    """The file, from a server that fails now and then."""
+    array = lazymem.memmap(
+        place.url, "u8", _mode(rng), delivery=delivery, block_nbytes=16 * PAGE_NBYTES,
+        timeout=ATTEMPT_S, retries=9,
+    )  # fmt: skip
+    bad = np.zeros(lazymem.region(array).nblocks, bool)
+    return Held(array, "http", place.file_content.copy(), bad, True, 2 * ATTEMPT_S, _none_injected)
