@@ -67,16 +67,20 @@ def _run(command: list[str]) -> None:
 
 
 @functools.cache
-def _library_path() -> Path:
-    path = _folder() / "pest.so"
+def library(source: str, *flags: str) -> Path:
+    """A plain C file of tests/native, compiled to a shared library."""
+    path = (_folder() / source).with_suffix(".so")
     with _building(path) as half:
         if half is not None:
             import lazymem
 
-            openmp = ["-fopenmp"] if has_openmp() else []
-            _run([str(compiler()), "-O2", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC", "-pthread", *openmp,
-                  f"-I{lazymem.get_include()}", "-o", str(half), str(HERE / "native" / "pest.c")])  # fmt: skip
+            _run([str(compiler()), "-O2", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC", "-pthread", *flags,
+                  f"-I{lazymem.get_include()}", "-o", str(half), str(HERE / "native" / source)])  # fmt: skip
     return path
+
+
+def _library_path() -> Path:
+    return library("pest.c", *(["-fopenmp"] if has_openmp() else []))
 
 
 @functools.cache

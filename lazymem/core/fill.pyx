@@ -104,7 +104,7 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
         if deadline_ns == 0:
             deadline_ns = lm_now_ns() + r.timeout_ns
         if attempt == r.retries or lm_now_ns() + pause_ns > deadline_ns:
-            return error
+            return error if error != -EINTR else -EIO  # EINTR says that the user called it off, and has been told
         attempt += 1
         if me != NULL:
             me.attempts = attempt + 1

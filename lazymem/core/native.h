@@ -82,9 +82,11 @@ static inline int lm_futex_wait(uint32_t *word, uint32_t seen, uint64_t timeout_
     return syscall(SYS_futex, word, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, seen, &t, NULL, 0) ? -errno : 0;
 }
 
+/* A wake that is lost may be an hour's sleep, so one that failed is tried once more. */
 static inline void lm_futex_wake(uint32_t *word, int waiters)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, waiters, NULL, NULL, 0);
+    if (syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, waiters, NULL, NULL, 0) < 0)
+        syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, waiters, NULL, NULL, 0);
 }
 
 /* The same on a word of memory that two processes share. */
@@ -96,7 +98,8 @@ static inline int lm_futex_wait_shared(uint32_t *word, uint32_t seen, uint64_t t
 
 static inline void lm_futex_wake_shared(uint32_t *word, int waiters)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE, waiters, NULL, NULL, 0);
+    if (syscall(SYS_futex, word, FUTEX_WAKE, waiters, NULL, NULL, 0) < 0)
+        syscall(SYS_futex, word, FUTEX_WAKE, waiters, NULL, NULL, 0);
 }
 
 static inline int lm_errno_get(void) { return errno; }

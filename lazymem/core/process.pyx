@@ -130,9 +130,14 @@ cdef Ring *_take_record() noexcept nogil:
 cdef void *_map_ring(int fd, uint64_t nbytes) noexcept nogil:
     """Under mlockall(MCL_FUTURE) memory that may be accessed would be filled and locked at once. Return: MAP_FAILED and errno."""
     cdef void *memory = mmap(NULL, nbytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+    cdef int error
     if memory != MAP_FAILED:
         munlock(memory, nbytes)
-        mprotect(memory, nbytes, PROT_READ | PROT_WRITE)
+        if mprotect(memory, nbytes, PROT_READ | PROT_WRITE):
+            error = errno
+            munmap(memory, nbytes)
+            lm_errno_set(error)
+            return MAP_FAILED
     return memory
 
 

@@ -247,8 +247,9 @@ cdef int _map_region(Region *r) noexcept nogil:
     r.base = _reserve(r.map_nbytes)
     if r.base == 0:
         return -ENOMEM
-    madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
-    error = uffd_register(r.uffd, r.base, r.map_nbytes)
+    error = -errno if madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK) else 0
+    if error == 0:
+        error = uffd_register(r.uffd, r.base, r.map_nbytes)
     if error == 0:
         munlock(<void *>r.base, r.map_nbytes)
         if r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ | (PROT_WRITE if r.writable else 0)):

@@ -5,7 +5,8 @@ steps, and why nobody misses one, is in failure.pyx. A block that a thread sleep
 is never stood in, and neither are pages beside private writes.
 """
 from libc.stdint cimport int64_t
-from libc.string cimport memset
+from libc.stdlib cimport abort
+from libc.string cimport memset, strlen
 
 from lazymem.core.abi cimport MADV_DONTNEED_LOCKED
 from lazymem.core.failure cimport *
@@ -18,6 +19,7 @@ from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_copy, uffd_wake
 
 cdef extern from "native.h" nogil:
     int madvise(void *, size_t, int)
+    int munlock(const void *, size_t)
     int MADV_DONTNEED, INT_MAX
 
 cdef void publish(Region *r, uint64_t block, uint32_t now) noexcept nogil:
@@ -213,7 +215,10 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
         _log_failure(toucher.tid, r, block, error)     # (2)
     else:
         _note_failure(toucher, r, block, error)
-    _map_absent(r, start, whole)                       # (3)
+    if not _map_absent(r, start, whole):               # (3)
+        unmap_standin(r, block, loose)                 # no memory even for that: the touch would come back for ever
+        publish(r, block, FAILED | (<uint32_t>error << DETAIL_SHIFT))
+        return False
     publish(r, block, FAILED | STANDIN | (LOOSE if loose else 0) | (<uint32_t>error << DETAIL_SHIFT))
     return True
 
@@ -229,33 +234,49 @@ cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) n
         lm_or32(word, STANDIN)
         _count_standin(r, 1)
     _note_failure(toucher, r, block, error)
-    _map_absent(r, start, whole)
-    return True
+    return _map_absent(r, start, whole)
 
 
-cdef void _map_absent(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
-    """NaN or NaT, where the array's elements have it: what was made of them by mistake shows. Only so many, since each takes memory."""
+cdef bint _map_absent(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+    """NaN or NaT, where the array's elements have it: what was made of them by mistake shows. Only so many, since each takes memory.
+
+    Return: False when there is no memory for them.
+    """
     cdef char page[ABSENT_PAGE_NBYTES]
     cdef uint64_t i, done = 0, page_size = page_nbytes()
     if r.absent_nbytes == 0 or page_size > ABSENT_PAGE_NBYTES or lm_load64(&r.standins) * r.block_nbytes > ABSENT_MOST_NBYTES:
-        _map_zeros(r, start, whole)
-        return
+        return _map_zeros(r, start, whole)
     for i in range(page_size):  # elements of 2, 4, 8 or 16 bytes: every page of the block holds the same
         page[i] = r.absent[_phase(r, start + i)]
     while done < whole:
-        uffd_copy(r.uffd, r.base + (start - r.base) + done, <uint64_t>&page[0], page_size, &r.counters.copy)
+        if uffd_copy(r.uffd, start + done, <uint64_t>&page[0], page_size, &r.counters.copy):
+            return False
         done += page_size
+    return True
 
 
-cdef void _map_zeros(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+cdef bint _map_zeros(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
     """The zero page where it can be had: a scan over a dead source must not eat memory. Poisoned pages need a copy."""
     cdef uint64_t done = 0
+    cdef int error
     if uffd_zero(r.uffd, start, whole) == 0:
-        return
+        return True
     while done < whole:
-        if uffd_zero(r.uffd, start + done, page_nbytes()) == -EEXIST:
-            uffd_copy(r.uffd, start + done, <uint64_t>&_zeros[0], page_nbytes(), &r.counters.copy)
+        error = uffd_zero(r.uffd, start + done, page_nbytes())
+        if error == -EEXIST:
+            error = uffd_copy(r.uffd, start + done, <uint64_t>&_zeros[0], page_nbytes(), &r.counters.copy)
+        if error:
+            return False
         done += page_nbytes()
+    return True
+
+
+cdef void _stop_undropped() noexcept nogil:
+    """The next touch would take a stand-in for data."""
+    cdef const char *text = (b"\nlazymem: what stands in for a block that could not be fetched cannot be taken out of memory again "
+                             b"(madvise); it would be read as data. Stopping.\n")
+    lm_say(text, strlen(text))
+    abort()
 
 
 cdef uint32_t _stores_lost = 0
@@ -293,12 +314,15 @@ cdef inline uint64_t _phase(Region *r, uint64_t addr) noexcept nogil:
 cdef void unmap_standin(Region *r, uint64_t block, bint loose) noexcept nogil:
     """Steps (4) and (5). GIL: never. Blocks: no. Thread: the claimer of the block."""
     cdef uint64_t whole = whole_pages(region_block_nbytes(r, block)), start = r.base + block * r.block_nbytes
+    cdef void *memory = <void *>start
     if r.writable and _holds_stores(r, start, whole):
         if lm_add64(&r.stores_lost, 1) == 0:
             r.store_lost_block = block
         lm_store32(&_stores_lost, 1)
-    if madvise(<void *>start, whole, MADV_DONTNEED):
-        madvise(<void *>start, whole, MADV_DONTNEED_LOCKED)
+    if madvise(memory, whole, MADV_DONTNEED) and madvise(memory, whole, MADV_DONTNEED_LOCKED):
+        munlock(memory, whole)  # before Linux 5.18
+        if madvise(memory, whole, MADV_DONTNEED):
+            _stop_undropped()
     if loose:
         lm_sub64(&r.loose, 1)
     _count_standin(r, -1)

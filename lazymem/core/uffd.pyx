@@ -129,6 +129,9 @@ cdef int uffd_wake(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     cdef uffdio_range request
     request.start = addr
     request.len = nbytes
+    if ioctl(fd, UFFDIO_WAKE, &request) == 0:
+        return 0
+    # Who is not woken sleeps for ever: once more, whatever it was.
     return -errno if ioctl(fd, UFFDIO_WAKE, &request) else 0
 
 
@@ -176,7 +179,7 @@ cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCoun
             done += step
             continue
         err = errno
-        if err == EAGAIN:
+        if err == EAGAIN or err == EINTR:
             lm_count(&counts.eagain, 1)
             if request.copy > 0:  # 1. so many are in place and awake; the reason shows itself on the next try
                 done += <uint64_t>request.copy
