@@ -72,7 +72,8 @@ np.vstack([a, a]); a.round(); np.split(a.copy(), 2)[0]; np.unique(a); np.diff(a)
 copy.copy(a); copy.deepcopy(a); np.copy(a); np.zeros_like(a); np.empty_like(a) * 0; np.tile(a, 2); np.pad(a, 1);
 divmod(a, 2)[0]; np.linalg.norm(a.reshape(4, -1), axis=0); np.stack([a, a]); np.full_like(a, 3);
 np.ascontiguousarray(a[::2]); a // 3 ** 2 % 7; np.array(a, subok=True, copy=True) + 0; a.nonzero()[0]; a.argsort();
-~a.view("i8")
+~a.view("i8"); np.linalg.svd(a[:9].reshape(3, 3))[0]; np.linalg.qr(a[:9].reshape(3, 3))[1];
+np.apply_along_axis(lambda row: row[:3], 1, a.reshape(128, -1))
 """
 
 
@@ -246,6 +247,8 @@ def test_ufunc_keywords(lazy, plain, delivery):
     assert np.array_equal(np.add.reduceat(a, [0, 5]), np.add.reduceat(want, [0, 5]))
     assert np.clip(a, 1, 2, out=a) is a
     assert a.cumsum(out=c) is c
+    assert a.__array_ufunc__(np.add, "__call__", a, 1, out=a) is a  # as numba calls it, not numpy
+    assert np.array_equal(a, np.clip(want, 1, 2) + 1)
 
 
 @pytest.mark.parametrize("op", ["__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__"])
@@ -302,6 +305,7 @@ def test_read_only(lazy):
         lambda: a.sort(),
         lambda: np.add(a, 1, out=a),
         lambda: a.put([0], 1),
+        lambda: np.add.at(a, [0], 1),
     ):
         with pytest.raises(ValueError):
             store()

@@ -111,6 +111,7 @@ cdef PyTypeObject *_ndarray = <PyTypeObject *>np.ndarray
 cdef Py_ssize_t _extra_at = np.ndarray.__basicsize__
 cdef object _asarray = np.asarray
 cdef object _ndarray_function = np.ndarray.__array_function__
+cdef object _ndarray_wrap = np.ndarray.__array_wrap__
 cdef destructor_t _nd_dealloc = <destructor_t>PyType_GetSlot(_ndarray, Py_tp_dealloc)
 cdef getbuffer_t _nd_getbuffer = <getbuffer_t>PyType_GetSlot(_ndarray, Py_bf_getbuffer)
 cdef binary_t _nd_subscript = <binary_t>PyType_GetSlot(_ndarray, Py_mp_subscript)
@@ -442,6 +443,8 @@ def _array_ufunc(self, ufunc, method, *inputs, **kwargs):
     cdef uint64_t sequence
     out = kwargs.get("out")
     lazy = [x for x in inputs if _is_lazy(x)]
+    if isinstance(out, np.ndarray):
+        out = (out,)  # numba hands on what it was called with, numpy a tuple
     if out is not None:
         lazy += [x for x in out if _is_lazy(x)]
         kwargs["out"] = tuple([_plain(x) for x in out])
@@ -453,6 +456,8 @@ def _array_ufunc(self, ufunc, method, *inputs, **kwargs):
     if method != "at":
         for x in inputs:
             _ask_for(x)
+    elif _is_lazy(inputs[0]) and not inputs[0].flags.writeable:
+        raise ValueError("output array is read-only")  # numpy does not look, and the write would be the end of the process
     begin(&sequence)
     try:
         result = getattr(ufunc, method)(*plain, **kwargs)
@@ -481,6 +486,15 @@ def _array_function(self, func, types, args, kwargs):
     if type(result) in (list, tuple):
         return type(result)([_settled(x) for x in result])
     return _settled(result)
+
+
+def _array_wrap(self, made, context=None, return_scalar=False):
+    """What a library made from the array, and would give its class: a view stays lazy (squeeze), what was computed is plain
+    (numpy.linalg)."""
+    wrapped = _ndarray_wrap(self, made)
+    if _is_lazy(wrapped) and _region(wrapped) != NULL:
+        return wrapped
+    return made[()] if return_scalar else made
 
 
 # Functions in C that read all of their arrays; those in Python come to methods and ufuncs.
@@ -647,6 +661,7 @@ _lazy = <PyTypeObject *>LazyBase
 LazyBase.__array_finalize__ = _Finalize()
 LazyBase.__array_ufunc__ = _array_ufunc
 LazyBase.__array_function__ = _array_function
+LazyBase.__array_wrap__ = _array_wrap
 
 
 def owner(x):
