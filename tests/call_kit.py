@@ -1,15 +1,17 @@
-"""Does a call of tests/calls.py give on a lazy array what it gives on an ordinary one?
+"""Does a call of tests/calls.py give on lazy arrays what it gives on ordinary ones? `in_child(library, user)`.
 
-This runs in a child, which says what it is about to run: whoever finds it dead knows where.
+In a child, which says what it is about to run: whoever finds it dead knows where.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import itertools
 import json
 import os
+import platform
 import re
 import socket
 import tempfile
@@ -19,13 +21,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from calls import INPUTS, LIBRARIES, Call, calls_of
-from support import DELIVERIES, PAGE, settled
+from sameness import difference, unwrapped
+from support import DELIVERIES, PAGE, run_child, settled
 
 import lazymem as lm
 
 LAZY, PLAIN = FORMS = ("lazy array", "plain view")
 SOURCES = ("file", "provider")
+# BLAS and others touch on several threads, also where there are fewer cores; those that wait let the others run.
+THREADS = {
+    "OPENBLAS_NUM_THREADS": "4", "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4", "NUMBA_NUM_THREADS": "4",
+    "OMP_WAIT_POLICY": "passive",
+}  # fmt: skip
+
+
+def deliveries_of(user: str) -> tuple[str, ...]:
+    """An ordinary user's is the one that `auto` would choose; whoever may choose has both."""
+    return DELIVERIES if user == "root" else ("inline",)
+
+
+def in_child(code: str, user: str | None, timeout: float) -> dict[str, Any]:
+    """What a kit counted in a process of its own, its "summary"; one that cannot be run is said as "absent"."""
+    status, out, err = run_child(code, timeout, user, THREADS, fresh=True)
+    lines = out.splitlines()
+    if status:
+        at = next((line for line in reversed(lines) if line.startswith("at ")), "at its start")
+        pytest.fail(f"exit status {status} {at}\n{err[-6000:]}", pytrace=False)
+    return json.loads(lines[-1].removeprefix("summary "))
+
+
+def run_in_child(library: str, user: str) -> dict[str, Any]:
+    """`run(library)` as `user`."""
+    return in_child(f"import call_kit; call_kit.run({library!r}, {deliveries_of(user)!r})", user, 100)
 
 
 def sent(send: Callable[[socket.socket], Any]) -> bytes:
@@ -67,8 +96,11 @@ class Inputs:
     def _is_fortran(self, array: np.ndarray) -> bool:
         return not array.flags.c_contiguous
 
-    def ordinary(self, name: str) -> np.ndarray:
-        return self._arrays[name].copy("K")
+    def ordinary(self, names: tuple[str, ...], frozen: bool) -> dict[str, np.ndarray]:
+        arrays = {name: self._arrays[name].copy("K") for name in names}
+        for array in arrays.values():
+            array.flags.writeable = not frozen
+        return arrays
 
     def lazy(self, name: str, source: str, delivery: str, mode: str) -> lm.LazyArray:
         """One of which nothing is there yet."""
@@ -112,73 +144,80 @@ class Outcome:
         self.left = {name: np.asarray(x).tobytes() for name, x in arrays.items()}
 
 
-def run(library: str) -> None:
-    """Run a library's calls, in both forms and deliveries; say each before it runs, and a summary at the end."""
+def run(library: str, deliveries: tuple[str, ...]) -> None:
+    """Run a library's calls in both forms; say each before it runs, and a summary at the end."""
+    module, imports, _ = LIBRARIES[library]
     names: dict[str, Any] = {"np": np}
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     try:
-        exec(LIBRARIES[library][0], names)
+        exec(imports, names)
     except ImportError as error:
-        print("absent:", error)
+        print("summary", json.dumps({"absent": str(error)}))
         return
-    wrong, refused, runs = [], 0, 0
+    wrong: list[tuple[str, list[str]]] = []
+    counts = {"calls": 0, "equal": 0, "read": 0, "runs": 0, "efault": 0, "readonly": 0}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as written:
         inputs = Inputs(folder)
         for number, call in enumerate(calls_of(library)):
-            print("at", call.text, "on ordinary arrays", flush=True)
-            ordinary = {name: inputs.ordinary(name) for name in call.names}
-            before = {name: x.tobytes() for name, x in ordinary.items()}
-            want = Outcome(call, ordinary, names, Path(written))
-            complaints = list(_mistakes(call, want, before))
-            for delivery, form in itertools.product(DELIVERIES, FORMS):
-                source = SOURCES[(number + DELIVERIES.index(delivery)) % 2]  # every second call, and both for each
-                how = f"{form}, {delivery}, {source}"
-                print("at", call.text, how, flush=True)
-                names.get("prepare", str)(delivery)
-                lazy = {
-                    name: inputs.lazy(name, source, delivery, "c" if call.is_written(name) else "r") for name in call.names
-                }
-                nblocks = {name: lm.stats(x).nblocks for name, x in lazy.items()}
-                arrays = lazy if form == LAZY else {name: np.asarray(x) for name, x in lazy.items()}
-                got = Outcome(call, arrays, names, Path(written))
-                runs += 1
-                if call.is_refused(form == PLAIN) and not system_calls_wait(delivery):
-                    refused += 1
-                    complaints += [] if _is_refused(got.error) else [f"{how}: no EFAULT, but {got.error!r}"]
-                elif form == LAZY and "fault" in call.marks:
-                    refused += 1
-                    complaints += [] if type(got.error).__name__ == call.marked("fault")[0] else [f"{how}: {got.error!r}"]
-                else:
-                    complaints += [f"{how}: {said}" for said in _differences(call, form, got, want, nblocks)]
+            complaints, has_read = [], False
+            for frozen in (False, True) if call.has_to_ask() else (False,):
+                print("at", call.text, "on ordinary arrays", flush=True)
+                ordinary = inputs.ordinary(call.names, frozen)
+                before = {name: x.tobytes() for name, x in ordinary.items()}
+                want = Outcome(call, ordinary, names, Path(written))
+                complaints += _mistakes(call, want, before, frozen)
+                for delivery, form in itertools.product(deliveries, FORMS):
+                    source = SOURCES[(number + DELIVERIES.index(delivery)) % 2]  # every second call, and both for each
+                    how = f"{form}, {delivery}, {source}" + ", read-only" * frozen
+                    print("at", call.text, how, flush=True)
+                    names.get("prepare", str)(delivery)
+                    mode = {name: "c" if call.is_written(name) and not frozen else "r" for name in call.names}
+                    lazy = {name: inputs.lazy(name, source, delivery, mode[name]) for name in call.names}
+                    nblocks = {name: lm.stats(x).nblocks for name, x in lazy.items()}
+                    waits = all(lm.region(x).kernel_faults for x in lazy.values())
+                    arrays = lazy if form == LAZY else {name: np.asarray(x) for name, x in lazy.items()}
+                    got = Outcome(call, arrays, names, Path(written))
+                    counts["runs"] += 1
+                    if frozen:
+                        counts["readonly"] += got.error is not None
+                        said = list(_differences(call, form, got, want, None))
+                    elif call.is_refused(form == PLAIN) and not waits:
+                        counts["efault"] += 1
+                        said = [] if _is_efault(got.error) else [f"no EFAULT, but {got.error!r}"]
+                    else:
+                        has_read |= any(got.blocks.values())
+                        said = list(_differences(call, form, got, want, nblocks))
+                    complaints += [f"{how}: {each}" for each in said]
+            counts["calls"] += 1
+            counts["read"] += has_read
+            counts["equal"] += not complaints
             if complaints:
                 wrong.append((call.text, complaints))
-    print("summary", json.dumps({"runs": runs, "refused": refused, "wrong": wrong}))
+    version = getattr(importlib.import_module(module), "__version__", platform.python_version())
+    print("summary", json.dumps({"version": version, **counts, "wrong": wrong}))
 
 
-def system_calls_wait(delivery: str) -> bool:
-    """May a system call touch what is not there yet? With handler threads, where the kernel's own faults come to us."""
-    return delivery == "threads" and os.geteuid() == 0
-
-
-def _is_refused(error: BaseException | None) -> bool:
-    """Is it EFAULT, or what C's stdio makes of it?"""
+def _is_efault(error: BaseException | None) -> bool:
+    """Or what C's stdio makes of it?"""
     return isinstance(error, OSError) and (error.errno == errno.EFAULT or "requested and" in str(error))
 
 
-def _mistakes(call: Call, want: Outcome, before: dict[str, bytes]) -> Iterator[str]:
+def _mistakes(call: Call, want: Outcome, before: dict[str, bytes], frozen: bool) -> Iterator[str]:
     """What the list has wrong: the ordinary array says."""
     raised = type(want.error).__name__ if want.error is not None else ""
-    if raised != call.marks.get("raises", ""):
+    if frozen:
+        if not raised:
+            yield "ordinary: it needs no memory that it may write to"
+    elif raised != call.marks.get("raises", ""):
         yield f"ordinary: {raised} {want.error}"
     changed = sorted(name for name in before if want.left[name] != before[name])
-    if changed != sorted(call.marked("writes")):
+    if changed != ([] if frozen else sorted(call.marked("writes"))):
         yield f"ordinary: it changed {changed}"
-    if not call.names:
-        yield "it names no array"
 
 
-def _differences(call: Call, form: str, got: Outcome, want: Outcome, nblocks: dict[str, int]) -> Iterator[str]:
+def _differences(call: Call, form: str, got: Outcome, want: Outcome, nblocks: dict[str, int] | None) -> Iterator[str]:
+    """In result, files, what was left of the arrays; and in what was fetched, where `nblocks` are there."""
     is_lazy = form == LAZY
     values = [got.value, want.value]
     if type(got.error) is not type(want.error):
@@ -189,7 +228,7 @@ def _differences(call: Call, form: str, got: Outcome, want: Outcome, nblocks: di
     elif is_lazy and isinstance(want.value, str):
         values[0] = got.value.replace("LazyArray(", "array(")
     if is_lazy and "copied" in call.marks:
-        values[0], were = _unwrapped(values[0])
+        values[0], were = unwrapped(values[0])
         if not were:
             yield "marked as copied, and gives no LazyArray of ordinary memory"
     said = difference(*values, "close" in call.marks)
@@ -200,6 +239,8 @@ def _differences(call: Call, form: str, got: Outcome, want: Outcome, nblocks: di
     for name in call.names:
         if got.left[name] != want.left[name]:
             yield f"{name} is other than it should be afterwards"
+        if nblocks is None:
+            continue
         blocks = got.blocks[name]
         fetched = "none" if not blocks else "some" if blocks < nblocks[name] else ""
         marked = next((mark for mark in ("none", "some") if name in call.marked(mark)), "")
@@ -209,118 +250,5 @@ def _differences(call: Call, form: str, got: Outcome, want: Outcome, nblocks: di
 
 
 def _without_arrays(text: str) -> str:
-    """As far as it does not show one: a type's longer name breaks its lines elsewhere."""
-    return re.split(r"(?:LazyA|a)rray\(", text)[0]
-
-
-def _unwrapped(value: Any) -> tuple[Any, int]:
-    """With plain arrays for LazyArrays of ordinary memory, and how many those were."""
-    if isinstance(value, lm.LazyArray) and not lm.is_lazy(value):
-        return np.asarray(value), 1
-    if isinstance(value, tuple):
-        parts = [_unwrapped(x) for x in value]
-        items = [x for x, _ in parts]
-        return (type(value)._make(items) if hasattr(value, "_make") else type(value)(items)), sum(n for _, n in parts)
-    return value, 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------------
-# Comparing
-
-
-def difference(got: Any, want: Any, close: bool) -> str | None:
-    """What tells two results apart; None if nothing does. Bit for bit, unless `close`."""
-    if isinstance(got, lm.LazyArray) and type(want) is np.ndarray and (lm.is_lazy(got) or not got.size):
-        got = np.asarray(got)  # views stay lazy
-    if type(got) is not type(want):
-        return f"a {_kind(got)}, not a {_kind(want)}"
-    how = next((compare for is_one, compare in _COMPARE if is_one(want)), None)
-    if how is None:
-        raise TypeError(f"how are two {_kind(want)} compared?")
-    return how(got, want, close)
-
-
-def _kind(x: Any) -> str:
-    return f"{type(x).__module__}.{type(x).__qualname__}"
-
-
-def _arrays(got: Any, want: Any, close: bool) -> str | None:
-    if (got.dtype, got.shape) != (want.dtype, want.shape):
-        return f"{got.dtype} {got.shape}, not {want.dtype} {want.shape}"
-    if want.dtype.hasobject:
-        return _sequences(got.ravel().tolist(), want.ravel().tolist(), close)
-    if got.tobytes() == want.tobytes():
-        return None
-    if want.dtype.kind in "fc":
-        if close and np.allclose(got, want, rtol=1e-7, atol=1e-9, equal_nan=True):
-            return None
-        return f"values differ by up to {np.nanmax(np.abs(got - want))}, close to {np.nanmax(np.abs(want))}"
-    return f"{np.count_nonzero(got != want)} of {want.size} values differ"
-
-
-def _masked(got: Any, want: Any, close: bool) -> str | None:
-    mask = _arrays(np.ma.getmaskarray(got), np.ma.getmaskarray(want), False)
-    return mask or _arrays(np.asarray(got.filled()), np.asarray(want.filled()), close)
-
-
-def _scalars(got: Any, want: Any, close: bool) -> str | None:
-    return _arrays(np.asarray(got), np.asarray(want), close)
-
-
-def _sequences(got: Any, want: Any, close: bool) -> str | None:
-    if len(got) != len(want):
-        return f"{len(got)} items, not {len(want)}"
-    said = (difference(g, w, close) for g, w in zip(got, want, strict=True))
-    return next((f"item {at}: {x}" for at, x in enumerate(said) if x), None)
-
-
-def _mappings(got: Any, want: Any, close: bool) -> str | None:
-    return _sequences(list(got), list(want), close) or _sequences(list(got.values()), list(want.values()), close)
-
-
-def _equal(got: Any, want: Any, _: bool) -> str | None:
-    return None if got == want else f"{got!r:.99}, not {want!r:.99}"
-
-
-def _sparse(got: Any, want: Any, close: bool) -> str | None:
-    got, want = got.tocoo(), want.tocoo()
-    parts = [(x.shape, x.row, x.col, x.data) for x in (got, want)]
-    return _sequences(*parts, close)
-
-
-def _by_its_own(got: Any, want: Any, close: bool) -> str | None:
-    """As the library itself compares, exactly."""
-    import importlib
-
-    library = type(want).__module__.partition(".")[0]
-    try:
-        if library == "pyarrow":
-            return None if got.equals(want) else f"{got}, not {want}"
-        testing = importlib.import_module(f"{library}.testing")
-        if library == "xarray":
-            testing.assert_identical(got, want)
-        else:
-            kind = {"dataframe": "frame"}.get(type(want).__name__.lower(), type(want).__name__.lower())
-            if library == "pandas" and kind not in ("frame", "series"):
-                pandas = importlib.import_module(library)
-                got, want, kind = pandas.Series(got), pandas.Series(want), "series"
-            getattr(testing, f"assert_{kind}_equal")(got, want, check_exact=not close)
-    except AssertionError as error:
-        return str(error)
-    return None
-
-
-def _is_from(*libraries: str) -> Callable[[Any], bool]:
-    return lambda x: type(x).__module__.partition(".")[0] in libraries
-
-
-_COMPARE = (
-    (lambda x: isinstance(x, np.ma.MaskedArray), _masked),
-    (lambda x: isinstance(x, np.ndarray), _arrays),
-    (lambda x: isinstance(x, (np.generic, float, complex)), _scalars),
-    (lambda x: isinstance(x, (tuple, list)), _sequences),
-    (lambda x: isinstance(x, dict), _mappings),
-    (lambda x: x is None or isinstance(x, (int, str, bytes, bytearray, set, slice, range, np.dtype)), _equal),
-    (lambda x: hasattr(x, "tocoo"), _sparse),
-    (_is_from("pandas", "polars", "pyarrow", "xarray"), _by_its_own),
-)
+    """As far as it does not show one: a type's longer name breaks its lines elsewhere. Types have their ordinary name."""
+    return re.split(r"(?:LazyA|a)rray\(", text)[0].replace("not LazyArray", "not numpy.ndarray")

@@ -54,24 +54,9 @@ def smooth(x):
 
 
 @numba.njit
-def pairs(x):
-    least = np.inf
-    for k in range(200):
-        for n in range(x.shape[0]):
-            if n != k:
-                least = min(least, np.sum((x[k] - x[n]) ** 2))
-    return np.sqrt(least)
-
-
-@numba.njit
 def complain(x):
     if x.sum() != 0.5:
         raise ValueError("not a half")
-
-
-@numba.njit
-def ordered(x):
-    return np.sort(x)[:9], np.argmax(x), np.median(x)
 
 
 @numba.njit
@@ -85,11 +70,6 @@ def fields(x):
     for k in range(x.size):
         s += x[k].x * x[k].n
     return s
-
-
-@numba.njit
-def copied(x):
-    return x.copy(), x.T.copy(), x.astype(np.float32)
 
 
 @numba.vectorize(["f8(f8, f8)"])

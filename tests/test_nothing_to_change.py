@@ -1,78 +1,65 @@
 """Does code that knows nothing of lazymem get from a lazy array what it gets from an ordinary one?
 
 Each call of tests/calls.py, and numpy's own tests: in children, so that a call that kills its process is found and named.
+A library that is not installed is skipped; where LAZYMEM_CALLS=required (pip install '.[calls]'), that is a failure.
 """
 
-import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 
+import call_kit
 import numpy as np
+import numpy_kit
 import pytest
-from call_kit import FORMS, LAZY
+from call_kit import FORMS
 from calls import INPUTS, LIBRARIES, calls_of, counts
-from numpy_kit import FAIL, FAIL_LAZY, MODULES
-from support import USERS, each_user, run_child
+from sameness import difference
+from support import USERS, run_child
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-# Those that take so long, to compile or to learn, that one user runs them (the tests run as root and as nobody), and not with
-# every interpreter.
-SLOW = ("scikit-learn", "numba")
-# BLAS and others touch on several threads, also where there are fewer cores.
-THREADS = {name: "4" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
-
-
-def run_named(code, user, timeout):
-    """Run what says before each step what it is about to do; its summary. The step that a signal ended it in is named."""
-    status, out, err = run_child(code, timeout, user, THREADS, fresh=True)
-    lines = out.splitlines()
-    at = next((line for line in reversed(lines) if line.startswith("at ")), "at its start")
-    if status:
-        pytest.fail(f"exit status {status} {at}\n{err[-6000:]}", pytrace=False)
-    last = lines[-1]
-    if last.startswith("absent: "):
-        pytest.skip(last)
-    return json.loads(last.removeprefix("summary "))
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+IS_REQUIRED = os.environ.get("LAZYMEM_CALLS") == "required"
+# To compile, and to learn, takes so long that one user does it, and first, so that what ends last is short.
+SLOW = ("numba", "scikit-learn")
+RUNS = [(library, USERS[0]) for library in SLOW]
+RUNS += [(library, user) for user in USERS for library in LIBRARIES if library not in SLOW]
 
 
-def check_calls(library, user):
-    """Results, files, inputs, and what was fetched: each call four times, twice on arrays of a file and twice of a provider."""
-    summary = run_named(f"import call_kit; call_kit.run({library!r})", user, 100)
+def check(summary):
+    if "absent" in summary:
+        assert not IS_REQUIRED, summary["absent"]
+        pytest.skip(summary["absent"])
     said = "\n".join(f"{call}\n    " + "\n    ".join(complaints) for call, complaints in summary["wrong"])
     assert not said, said
-    calls = list(calls_of(library))
-    assert summary["runs"] == 4 * len(calls)
-    # System calls wait for pages in one delivery, for root alone.
-    deliveries = 2 - (user == "root")
-    refused = sum(deliveries * (call.is_refused(True) + call.is_refused(False)) + 2 * ("fault" in call.marks) for call in calls)
-    assert summary["refused"] == refused
-
-
-@each_user
-@pytest.mark.parametrize("library", [library for library in LIBRARIES if library not in SLOW])
-def test_calls(library, user):
-    check_calls(library, user)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("library", SLOW)
-def test_calls_of_slow_libraries(library):
-    check_calls(library, USERS[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "delivery"), list(zip(FORMS, ("inline", "threads"), strict=True)))
 def test_numpys_own_tests(form, delivery):
-    if importlib.util.find_spec(MODULES[0].rpartition(".")[0]) is None:
-        pytest.skip("this numpy was installed without its tests")
-    summary = run_named(f"import numpy_kit; numpy_kit.run({form!r}, {delivery!r})", None, 100)
-    expected = FAIL_LAZY if form == LAZY else FAIL
-    others = {name: said for name, said in summary["failures"].items() if name not in expected}
-    assert not others, "\n".join(f"{name}\n{said}" for name, said in others.items())
-    assert sorted(summary["failures"]) == sorted(expected)
-    assert summary["passed"] > 5000
-    assert summary["made"] > 20_000
+    summary = numpy_kit.run_in_child(form, delivery)
+    check(summary | {"wrong": [(name, [said]) for name, said in summary.get("wrong", [])]})
+    assert sorted(summary["expected"]) == sorted(numpy_kit.FAIL_LAZY if form == call_kit.LAZY else numpy_kit.FAIL)
+    assert summary["read"] > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "user"), RUNS)
+def test_calls(library, user):
+    """Results, files, inputs, and what was fetched: each call in both forms, from a file and from a function."""
+    summary = call_kit.run_in_child(library, user)
+    check(summary)
+    calls = list(calls_of(library))
+    assert summary["calls"] == summary["equal"] == len(calls)
+    ways = len(FORMS) * len(call_kit.deliveries_of(user))
+    frozen = [call for call in calls if call.has_to_ask()]
+    assert summary["runs"] == ways * (len(calls) + len(frozen))
+    assert summary["readonly"] == ways * len(frozen)
+    reading = [call for call in calls if call.reads()]
+    # What hands all that it is given to system calls that cannot wait reads nothing.
+    assert sum("kernel" not in call.marks for call in reading) <= summary["read"] <= len(reading)
+    assert (summary["efault"] > 0) == any("kernel" in call.marks for call in calls)
 
 
 def test_numexpr_on_threads_that_block_signals():
@@ -89,35 +76,57 @@ def test_numexpr_on_threads_that_block_signals():
     """
     ended = [
         run_child(code.format(threads, delivery, populated))[0]
-        for threads, delivery, populated in [(4, "threads", False), (1, "inline", False), (4, "inline", True), (4, "inline", False)]
-    ]
+        for threads, delivery, populated in (
+            (4, "threads", False), (1, "inline", False), (4, "inline", True), (4, "inline", False),
+        )
+    ]  # fmt: skip
     assert ended == [0, 0, 0, -7]
 
 
-def test_the_list_is_what_the_readme_says():
+def test_the_list():
     by_library = counts()
-    text = " ".join(README.split())
-    found = re.search(r"([\d,]+) calls of (\d+) libraries", text)
-    assert int(found[1].replace(",", "")) == sum(by_library.values())
-    assert int(found[2]) == len(by_library)
-    for library, n in by_library.items():
-        assert f"{library} {n}" in text or library == "Python" and f"Python's own {n}" in text, library
-    assert sum(by_library.values()) >= 200
-    assert len(by_library) >= 6
     calls = [call for library in LIBRARIES for call in calls_of(library)]
+    assert sum(call.reads() for call in calls) >= 200
+    assert len(by_library) >= 6
     assert len({call.text for call in calls}) == len(calls), "a call is listed twice"
     assert all(call.names for call in calls)
     assert {name for call in calls for name in call.names} == set(INPUTS)
 
 
+def rows(user):
+    lines = (ROOT / "bench" / "results" / f"calls-{user}.jsonl").read_text().splitlines()
+    return {row["case"]: row for row in map(json.loads, lines)}
+
+
+def test_the_rows_are_of_this_list():
+    """And what the README says of them."""
+    for user in ("root", "user"):
+        measured = rows(user)
+        for library, n in counts().items():
+            assert measured[library]["calls"] == measured[library]["equal"] == n, (library, "python bench/calls.py")
+    measured = rows("root")
+    text = README.split("## Nothing to change")[1].split("\n## ")[0]
+    said = re.findall(r"^\| ([\w -]+) \| ([\d.]+) \| (\d+) \| (\d+) \|", text, re.MULTILINE)
+    assert [name for name, *_ in said] == list(LIBRARIES)
+    for name, version, n, read in said:
+        row = measured[name]
+        assert [version, int(n), int(read)] == [row["version"], row["equal"], row["read"]], name
+    text = " ".join(text.split())
+    total, libraries, read = re.search(r"([\d,]+) calls of (\d+) libraries.*? ([\d,]+) of them read", text).groups()
+    assert int(total.replace(",", "")) == sum(counts().values())
+    assert int(libraries) == len(LIBRARIES)
+    assert int(read.replace(",", "")) == sum(measured[name]["read"] for name in LIBRARIES)
+    passed = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of numpy's own tests", text)]
+    assert passed == [min(row["equal"] for name, row in measured.items() if name.startswith("numpy's"))]
+
+
 def test_the_comparison_tells_apart():
     """What finds no difference must be able to find one."""
-    from call_kit import difference
-
     x = np.arange(3.0)
     for got, want in [
-        (x, x.astype("f4")), (x, x[None]), (x, x + 1e-15), (x[0], float(x[0])), (x, [*x]), ((x, 1), (x, 2)), ({"a": x}, {"b": x}),
-        (x, np.ma.array(x)), (np.ma.array(x, mask=x > 1), np.ma.array(x, mask=x > 5)), (0.0, -0.0), ("a", b"a"), (None, False),
+        (x, x.astype("f4")), (x, x[None]), (x, x + 1e-15), (x[0], float(x[0])), (x, [*x]), ((x, 1), (x, 2)),
+        ({"a": x}, {"b": x}), (x, np.ma.array(x)), (np.ma.array(x, mask=x > 1), np.ma.array(x, mask=x > 5)), (0.0, -0.0),
+        ("a", b"a"), (None, False),
     ]:  # fmt: skip
         assert difference(got, want, False), (got, want)
         assert difference(got, got, False) is None
