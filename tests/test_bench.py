@@ -547,8 +547,8 @@ def test_idleness_is_counted_of_all_threads_of_another_process():
 
 
 @pytest.mark.slow
-def test_failure_rows_are_whole(user):
-    rows, err = bench("failure", "--quick", "--json", user=user)
+def test_failure_rows_are_whole():
+    rows, err = bench("failure", "--quick", "--json")
     assert err == ""
     found = {row["case"]: row for row in rows}
     deliveries = ("inline", "threads")

@@ -17,6 +17,8 @@ cdef uint32_t guards_now() noexcept nogil
 cdef uint32_t guards_coming() noexcept nogil
 cdef void guards_count(int change) noexcept nogil
 cdef void guards_come(int change) noexcept nogil
+cdef uint64_t loose_now() noexcept nogil
+cdef void loose_count() noexcept nogil
 cdef uint64_t standins_live() noexcept nogil
 cdef void standins_count(int64_t change) noexcept nogil
 cdef uint64_t failure_log(uint64_t region_id, uint64_t block, uint32_t tid, int error) noexcept nogil

@@ -33,6 +33,7 @@ cdef Failure _log[LOG_ENTRIES]
 memset(_log, 0, sizeof(_log))
 cdef uint64_t _failures = 0
 cdef uint64_t _live = 0
+cdef uint64_t _loose = 0
 cdef uint64_t _era = 1
 cdef uint32_t _guards = 0
 cdef uint32_t _guards_coming = 0
@@ -41,6 +42,16 @@ cdef uint32_t _guards_coming = 0
 cdef uint64_t failures_now() noexcept nogil:
     """How many touches have failed in this process. GIL: never. Blocks: no."""
     return lm_load64(&_failures)
+
+
+cdef uint64_t loose_now() noexcept nogil:
+    """How many of them were outside operations, and went on. GIL: never. Blocks: no."""
+    return lm_load64(&_loose)
+
+
+cdef void loose_count() noexcept nogil:
+    """One more; before its stand-in becomes visible. GIL: never. Blocks: no."""
+    lm_add64(&_loose, 1)
 
 
 cdef uint64_t failures_era() noexcept nogil:

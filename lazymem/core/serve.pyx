@@ -12,11 +12,12 @@ from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyConte
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.string cimport memcpy, memset
 
+from lazymem.core.failure cimport guards_count, loose_now
 from lazymem.core.native cimport *
-from lazymem.core.operation cimport begin, blame
+from lazymem.core.operation cimport begin, blame, first_after
 from lazymem.core.process cimport process_serves, process_serving
 from lazymem.core.ring cimport *
-from lazymem.core.standin cimport operation_end
+from lazymem.core.standin cimport drop_loose, operation_end
 from lazymem.core.thread cimport Thread, thread_self
 
 from numbers import Integral
@@ -453,7 +454,7 @@ cdef class Server:
     cdef int _fetch(self, lm_slot *s, int slot, uint64_t provider, tuple loaded) except -1:
         """Call the provider on the slot's block, zeros until it writes, and answer."""
         cdef Staging staging = <Staging>self.staging[slot]
-        cdef uint64_t nbytes = min(s.nbytes, self.block_nbytes), offset = s.offset, sequence = 0
+        cdef uint64_t nbytes = min(s.nbytes, self.block_nbytes), offset = s.offset, sequence = 0, loose = 0
         cdef uint32_t answer = ANSWER_FILLED
         cdef bytes text = b""
         cdef void *block = staging.address
@@ -468,7 +469,9 @@ cdef class Server:
         got = None
         try:
             begin(&sequence)
+            loose = loose_now()
             PyContext_Enter(surroundings)
+            guards_count(1)  # what its own threads touch goes on, and is seen below: nobody there need be told
             try:
                 if loaded[1] is None:
                     lm_store32(&s.begun, 1)
@@ -479,8 +482,12 @@ cdef class Server:
                         got = loaded[0](view, offset)
             finally:
                 PyContext_Exit(surroundings)
+                guards_count(-1)
                 if operation_end(sequence):  # an array that it touched, as memory, could not be fetched
                     blame(sequence, ())
+                if loose_now() != loose:  # or a thread of its own did, or another request's: who knows?
+                    drop_loose()
+                    raise first_after(sequence)
             if got is not None and not (isinstance(got, Integral) and got == nbytes):
                 answer = ANSWER_FAILED
                 text = (f"read_into(buffer, {offset}) returned {got!r}: it must fill all {nbytes} bytes, and return None or "

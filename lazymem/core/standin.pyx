@@ -212,6 +212,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
         lm_sub64(&r.loose, 1)
     if loose:
         lm_add64(&r.loose, 1)
+        loose_count()
         _log_failure(toucher.tid, r, block, error)     # (2)
     else:
         _note_failure(toucher, r, block, error)
