@@ -19,7 +19,7 @@ from somebody import as_somebody
 from support import each_user, run_child, wait_until
 
 import lazymem as lm
-from lazymem.core.provider import process_ids
+from lazymem.core.provider import Setting, process_ids
 
 BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
@@ -320,6 +320,36 @@ def test_interpreter_flags_go_along(flags):
     status, out, err = run_child([sys.executable, *flags, "-c", code])
     assert status == 0, err
     assert out.count("'safe_path': False") == 1
+
+
+def test_a_child_forked_in_the_midst_of_it_can_start_its_own():
+    in_child(forks_in_the_midst)
+
+
+def forks_in_the_midst():
+    """Another thread's ring stands at the reserved number meanwhile, and stays there in the child."""
+    endings = []
+    argv = [b"/bin/true", *[b"long to copy" * 10_000] * 8]
+    for turn in range(30):
+        setting = Setting(argv, [], 1 << 20, 0)
+        about = threading.Event()
+        thread = threading.Thread(target=lambda s=setting, e=about: (e.set(), s.start(1)))
+        thread.start()
+        about.wait()
+        until = time.perf_counter() + turn % 20 * 1e-4
+        while time.perf_counter() < until:
+            pass
+        pid = os.fork()
+        if pid == 0:
+            whole = setting.whole
+            try:
+                setting.start(1)
+                os._exit(0 if whole else 1)
+            except OSError:
+                os._exit(2)
+        endings.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        thread.join()
+    assert set(endings) == {0, 1}, "some were in the midst of it; each could"
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

@@ -104,4 +104,4 @@ def test_what_is_wrong_is_found(how, what):
 def test_where_they_stand():
     import os
 
-    assert f"/{os.getpid()} " in where_they_stand(os.getsid(0)).replace("task/", "")
+    assert f"{os.getpid()}/task/{os.getpid()} " in where_they_stand([os.getpid()])

@@ -54,6 +54,13 @@ static int lm_fd_is_ours(const lm_spawn *s, int fd)
     return fstat(fd, &st) == 0 && st.st_dev == s->device && st.st_ino == s->inode;
 }
 
+/* Are both memory files? */
+static int lm_on_one_device(int fd, int memory_fd)
+{
+    struct stat a, b;
+    return fstat(fd, &a) == 0 && fstat(memory_fd, &b) == 0 && a.st_dev == b.st_dev;
+}
+
 static int lm_to_high_fd(int fd)
 {
     int high = fcntl(fd, F_DUPFD_CLOEXEC, LM_HIGH_FD);
@@ -147,14 +154,14 @@ static int lm_spawn_process(lm_spawn *s, int fd)
     uint32_t us = (uint32_t)getpid(), holder = 0;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    /* Held by another process: by a thread of our parent, when we were forked. */
+    /* Held by another process: by a thread of our parent, when we were forked. Then its ring may stand at the reserved number. */
     while (holder == us || !__atomic_compare_exchange_n(&s->lock, &holder, us, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
         if (holder == us) {
             sched_yield();
             holder = __atomic_load_n(&s->lock, __ATOMIC_RELAXED);
         }
     there = lm_fd_is_ours(s, s->cwd_fd);
-    if (lm_fd_is_ours(s, s->reserved_fd))
+    if (lm_fd_is_ours(s, s->reserved_fd) || (holder && lm_on_one_device(s->reserved_fd, fd)))
         put = dup3(fd, s->reserved_fd, O_CLOEXEC);
     else
         put = fcntl(fd, F_DUPFD_CLOEXEC, s->reserved_fd);   /* closed under us; is the number still free? */

@@ -51,6 +51,7 @@ class Actor:
     def __init__(self, name: str, seed: int, field: Field, board: Board, row: int, stop: threading.Event) -> None:
         self.name, self.seed, self.field, self.board, self.stop = name, seed, field, board, stop
         self.rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        self.last_error = ""
         self._row = Row(board, row)
         self.count = self._row.count
 
@@ -88,6 +89,7 @@ class Actor:
                 yield
         except lazymem.PageError as error:
             self.count("errors_seen")
+            self.last_error = f"{error}: {error.__cause__}"
             # What another thread's look at the same array has met is told here too. A process may be killed again and again.
             block = getattr(error, "block", -1)
             known = 0 <= block < len(held.bad) and held.bad[block]

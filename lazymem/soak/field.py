@@ -42,6 +42,22 @@ def count_faults(me: Actor, held: Held) -> None:
         me.count(name, getattr(stats, name))
 
 
+def settle(me: Actor, held: Held) -> None:
+    """Count an array that is done with, once handler threads have: every touch is accounted for. Blocks: briefly."""
+    end = time.monotonic() + _SETTLE_S
+    while True:
+        stats = held.region.stats()
+        if stats.faults == stats.filled + stats.joins + stats.failed:
+            break
+        if time.monotonic() > end:
+            me.count("unaccounted")
+            me.say(f"{held.name}: {stats!r} does not add up")
+            break
+        time.sleep(0.001)
+    count_faults(me, held)
+    me.count("errors_injected", held.injected())
+
+
 class Field:
     """The arrays of a round, each at a place of its own.
 
@@ -109,8 +125,7 @@ class Field:
             if held.uses:
                 return False
             self._helds[number] = None
-        self._settle(me, held)
-        self._account(me, held)
+        settle(me, held)
         with me.within(6.0, f"close: {held.name}"):
             if me.rng.random() < 0.5:
                 self._close(me, held)
@@ -127,29 +142,12 @@ class Field:
             gc.collect()
             lazymem.close(held.array)
 
-    @staticmethod
-    def _settle(me: Actor, held: Held) -> None:
-        """Every touch is accounted for: faults = filled + joined + failed, once handler threads have counted."""
-        end = time.monotonic() + _SETTLE_S
-        while True:
-            stats = held.region.stats()
-            if stats.faults == stats.filled + stats.joins + stats.failed:
-                return
-            if time.monotonic() > end:
-                me.count("unaccounted")
-                me.say(f"{held.name}: {stats!r} does not add up")
-                return
-            time.sleep(0.001)
-
-    def _account(self, me: Actor, held: Held) -> None:
-        count_faults(me, held)
-        me.count("errors_injected", held.injected())
-
     def count_open(self, me: Actor) -> None:
         """Count what those did that nobody will close."""
         with self.use_all() as helds:
             for held in helds:
-                self._account(me, held)
+                count_faults(me, held)
+                me.count("errors_injected", held.injected())
 
     def close_all(self, me: Actor) -> None:
         """Take all away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from lazymem.soak.board import Board
 
 GRACE_S = 1.0
+_PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.05
 _START_S = 60.0  # to import, and to warm up, on a busy machine
 _END_S = 30.0
@@ -50,23 +52,25 @@ def play(arguments: list[str], board: Board, seconds: float) -> End:
     seconds : float, s
         How long it plays.
     """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # whatever it leaves comes to us
     process = subprocess.Popen(
         [sys.executable, "-m", "lazymem.soak.round", *arguments], stdin=subprocess.DEVNULL, start_new_session=True
     )
     try:
         hang = _watch(process, board, time.monotonic() + seconds + _START_S + _END_S)
         if hang is not None:
-            sys.stderr.write(f"HANG: {hang}\n{where_they_stand(process.pid)}\n")
+            sys.stderr.write(f"HANG: {hang}\n{where_they_stand([process.pid, *_family(process.pid)])}\n")
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGUSR2)  # writes where its Python threads stand
             time.sleep(0.5)
             sys.stderr.flush()
             process.kill()
         status = process.wait()
-        left = 0 if hang is not None else _left(process.pid, board)
+        left = 0 if hang is not None else _left(board)
     finally:
-        _end_session(process.pid)
+        process.kill()
         process.wait()
+        _end_orphans()
     return End(status, hang, left)
 
 
@@ -81,38 +85,55 @@ def _watch(process: subprocess.Popen[bytes], board: Board, until: float) -> str 
     return None
 
 
-def _session(sid: int) -> list[int]:
-    """The processes of a session."""
-    found = []
+def _family(ancestor: int) -> list[int]:
+    """The processes below one, in whichever session; provider processes have one each."""
+    parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError):
-                if os.getsid(int(name)) == sid:
-                    found.append(int(name))
-    return found
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+    found = [ancestor]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
 
 
-def _left(sid: int, board: Board) -> int:
+def _orphans() -> list[int]:
+    """What is left of a round whose process has ended: it is below us now."""
+    found = _family(os.getpid())
+    for pid in found:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return [pid for pid in found if os.path.exists(f"/proc/{pid}")]
+
+
+def _left(board: Board) -> int:
     """How many processes of a round are there though it has ended, and stay."""
     board.forget_threads()
+    for pid in _orphans():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)  # `kill` may have stopped it: it could not see that it is alone
     end = time.monotonic() + _LEFT_S
-    while (left := _session(sid)) and time.monotonic() < end and board.late(GRACE_S) is None:
+    while (left := _orphans()) and time.monotonic() < end and board.late(GRACE_S) is None:
         time.sleep(0.02)
     if left:
-        sys.stderr.write(f"LEFT: {board.late(0) or ''}\n{where_they_stand(sid)}\n")
+        sys.stderr.write(f"LEFT: {board.late(0) or ''}\n{where_they_stand(left)}\n")
     return len(left)
 
 
-def _end_session(sid: int) -> None:
-    for pid in _session(sid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def _end_orphans() -> None:
+    end = time.monotonic() + _LEFT_S
+    while (left := _orphans()) and time.monotonic() < end:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
 
 
-def where_they_stand(sid: int) -> str:
-    """State, wait channel and system call of every thread of a round's processes, and what their userfaultfds say."""
+def where_they_stand(pids: list[int]) -> str:
+    """State, wait channel and system call of every thread of some processes, and what their userfaultfds say."""
     lines = []
-    for pid in _session(sid):
+    for pid in pids:
         process = Path(f"/proc/{pid}")
         with contextlib.suppress(OSError):
             lines += [f"  {_words(task)}" for task in sorted(process.glob("task/*"))]

@@ -1,4 +1,8 @@
-"""Does a thread hear of a plain touch that failed, soon, when nothing guards it?"""
+"""Does a thread hear of a plain touch that failed, soon, when nothing guards it?
+
+Of an array that nobody else looks at: what stands in while an operation of another thread fails is no fault of this one, and
+it is told nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import time
 import numpy as np
 
 import lazymem
+from lazymem.soak import sources
 from lazymem.soak.actor import Actor
+from lazymem.soak.field import settle
 from lazymem.soak.held import Held
 
 COUNTS = ("told",)
@@ -21,19 +27,14 @@ def plays(seed: int) -> bool:
     return seed % 2 == 1
 
 
-def _fails(held: Held) -> bool:
-    return held.kind == "C function" and not held.private and bool(held.bad.any())
-
-
 def act(me: Actor) -> None:
     """Have a thread touch what cannot be had."""
-    with me.field.use(me.rng, _fails) as held:
-        if held is None:
-            return
-        block = int(me.rng.choice(np.flatnonzero(held.bad)))
-        place = min(block * held.block_words + int(me.rng.integers(held.block_words)), len(held.expected) - 1)
+    held = sources.from_c(me.field.place, me.rng, str(me.rng.choice(me.field.place.deliveries)))
+    me.count("opened")
+    for block in np.flatnonzero(held.bad):
+        place = min(int(block) * held.block_words + int(me.rng.integers(held.block_words)), len(held.expected) - 1)
         heard: list[str] = []
-        thread = threading.Thread(target=_touch, args=(held, place, block, heard), name="told")
+        thread = threading.Thread(target=_touch, args=(held, place, int(block), heard), name="told")
         with me.within(2 * _SOON_S, f"told of block {block}, {held.name}"):
             thread.start()
             thread.join()
@@ -42,6 +43,9 @@ def act(me: Actor) -> None:
             me.count("errors_seen")
         else:
             me.unexpected(f"told of block {block}, {held.name}: {heard or 'no TouchError'}")
+    settle(me, held)
+    lazymem.close(held.array)
+    me.count("closed")
 
 
 def _touch(held: Held, place: int, block: int, heard: list[str]) -> None:

@@ -30,7 +30,7 @@ def write(me: Actor, held: Held, start: int, values: Words) -> None:
             written = True
         if written:
             return
-    me.unexpected(f"write [{start}:{stop}], {held.name}: it fails again and again")
+    me.unexpected(f"write [{start}:{stop}], {held.name}: it fails again and again: {me.last_error}")
 
 
 def act(me: Actor) -> None:
