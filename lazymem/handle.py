@@ -83,7 +83,7 @@ class Region(Memory):
         Of the source; of a block.
     nblocks : int
     delivery : str
-        "threads", "inline" or "mprotect".
+        "threads" or "inline".
     kernel_faults : bool
         Do system calls wait for absent pages? Else they get EFAULT.
     mode : str

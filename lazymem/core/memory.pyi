@@ -15,7 +15,6 @@ class Counters(TypedDict):
     nbytes_asked: int
     nbytes_used: int
     refilled: int
-    reexposed: int
     eexist: int
     eagain: int
     errors: int
