@@ -132,8 +132,10 @@ def open(
     redirects : bool
         Of a URL: may the server send us on to another host?
     **options
-        block_nbytes (int, or text such as "64 KiB"; default 64 KiB, for URLs 1 MiB), delivery ("auto", "threads", "inline"),
-        threads, timeout (s), retries, processes.
+        block_nbytes (int, or text such as "64 KiB"; default 64 KiB, for URLs 1 MiB), delivery ("auto", "threads", "inline",
+        "mprotect"), threads, timeout (s), retries, processes. "auto" takes "threads" where system calls may wait for pages, else
+        "inline", and "mprotect" where there is no userfaultfd: blocks are larger then (up to 4 MiB, unless block_nbytes is given),
+        system calls on absent pages get EFAULT, and a fork copies what is resident of mode "c".
 
     Returns
     -------
@@ -143,7 +145,7 @@ def open(
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError, OSError
-        The file cannot be opened, or userfaultfd cannot be had.
+        The file cannot be opened; the delivery that was asked for cannot be had; no memory file can be made (memfd_create).
     ValueError
         No array file that is known, a damaged one, one that is shorter than its header says.
     TypeError

@@ -18,7 +18,7 @@ class Stats:
     name : str
         Of the array.
     delivery : str
-        "threads" or "inline".
+        "threads", "inline" or "mprotect".
     faults : int
         Touches of absent pages that reached us; faults = filled + joins + failed.
     filled, joins, failed : int
@@ -27,6 +27,8 @@ class Stats:
         Blocks put into place, by touches, populate and prefetch alike.
     refilled : int
         Of them, blocks that had been in place and were dropped by somebody's madvise.
+    reexposed : int
+        Blocks in place that had been protected again to spare mappings, and were let through once more (delivery "mprotect").
     nblocks, resident_blocks : int
         How many blocks there are, and are in memory.
     block_nbytes, nbytes : int, bytes
@@ -49,6 +51,7 @@ class Stats:
     failed: int
     blocks: int
     refilled: int
+    reexposed: int
     nblocks: int
     resident_blocks: int
     block_nbytes: int
@@ -125,7 +128,7 @@ def read_stats(memory: Memory) -> Stats:
     latency = tuple((1 << i, 1 << (i + 1), n) for i, n in enumerate(c["latency"]) if n)
     return Stats(
         name=memory.name, delivery=memory.delivery, faults=c["faults"], filled=c["filled"], joins=c["joins"],
-        failed=c["failed"], blocks=c["blocks"], refilled=c["refilled"], nblocks=memory.nblocks,
+        failed=c["failed"], blocks=c["blocks"], refilled=c["refilled"], reexposed=c["reexposed"], nblocks=memory.nblocks,
         resident_blocks=memory.resident_blocks(),
         block_nbytes=memory.block_nbytes, nbytes=memory.nbytes, nbytes_asked=c["nbytes_asked"],
         nbytes_used=c["nbytes_used"], errors=c["errors"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,

@@ -83,7 +83,7 @@ class Region(Memory):
         Of the source; of a block.
     nblocks : int
     delivery : str
-        "threads" or "inline".
+        "threads", "inline" or "mprotect".
     kernel_faults : bool
         Do system calls wait for absent pages? Else they get EFAULT.
     mode : str

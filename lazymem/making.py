@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any, cast
@@ -13,12 +14,19 @@ from lazymem import system
 from lazymem.core import inline, threads, uffd
 from lazymem.core import lazyarray as core
 from lazymem.core.memory import set_memory_limit
+from lazymem.core.mprotect import most_mappings
 from lazymem.core.source import NativeSource
 from lazymem.handle import ProviderRecipe, Recipe, Region
 from lazymem.lazyarray import LazyArray
 from lazymem.options import Options
-from lazymem.sigowner import own_sigbus
+from lazymem.sigowner import own_signals
 
+# What the ways to a userfaultfd answer where there is none to be had: seccomp filters, old kernels, gVisor, ordinary users.
+_NONE_HERE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENODEV, errno.ENXIO)
+_NUMBERS = {"threads": 0, "inline": 1, "mprotect": 2}
+# Without one every block that is resident alone takes two of the process's mappings: blocks that nobody chose are made larger,
+# until every second one can be, but no larger than this, since each is fetched whole.
+_COARSEST_NBYTES = 4 << 20
 _limit_nbytes = 0
 
 
@@ -40,11 +48,40 @@ def kernel_faults_allowed() -> bool:
     return any(error == 0 for _, error, _ in uffd.probe()[:2])
 
 
+def settle(options: Options, nbytes: int) -> Options:
+    """Say which delivery "auto" is here, and blocks that it can do with.
+
+    Parameters
+    ----------
+    nbytes : int, bytes
+        Of the source.
+    """
+    delivery = options.delivery
+    if delivery == "auto":
+        device, system_call, user_faults = (error for _, error, _ in uffd.probe())
+        if device == 0 or system_call == 0:
+            delivery = "threads"
+        elif {device, system_call, user_faults} <= set(_NONE_HERE):
+            delivery = "mprotect"
+        else:
+            delivery = "inline"
+    block_nbytes = options.block_nbytes
+    if delivery == "mprotect" and not options.block_asked:
+        while nbytes // block_nbytes > most_mappings() // 4 and 2 * block_nbytes <= _COARSEST_NBYTES:
+            block_nbytes *= 2
+    return options._replace(delivery=delivery, block_nbytes=block_nbytes)
+
+
 def _descriptor(options: Options) -> tuple[int, int, bool]:
     """The userfaultfd for an array, its delivery's number, and whether system calls wait for its pages."""
     delivery = options.delivery
-    if delivery == "auto":
-        delivery = "threads" if kernel_faults_allowed() else "inline"
+    if delivery == "mprotect":
+        if inline.blocks_sigsegv():
+            raise RuntimeError(
+                "delivery='mprotect' on a thread that blocks SIGSEGV: a touch here would end the process. "
+                "Unblock it (signal.pthread_sigmask)"
+            )
+        return -1, _NUMBERS[delivery], False
     try:
         fd, privilege = threads.descriptor(options.threads) if delivery == "threads" else inline.descriptor()
     except OSError as error:
@@ -58,12 +95,13 @@ def _descriptor(options: Options) -> tuple[int, int, bool]:
             "delivery='inline' on a thread that blocks SIGBUS: a touch here would end the process. "
             "Unblock it (signal.pthread_sigmask), or use delivery='threads'"
         )
-    return fd, (0 if delivery == "threads" else 1), delivery == "threads" and privilege == 2
+    return fd, _NUMBERS[delivery], delivery == "threads" and privilege == 2
 
 
 def make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | ProviderRecipe | str) -> Region:
+    options = settle(options, source.nbytes)
     fd, delivery, kernel_faults = _descriptor(options)
-    own_sigbus()
+    own_signals(segv=options.delivery == "mprotect")
     _first_array()
     region = Region(
         source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries

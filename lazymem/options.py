@@ -22,7 +22,7 @@ _MODES = {
 }  # fmt: skip
 BLOCK_MAX_NBYTES = 1 << 30
 PROCESSES_MAX = 16
-DELIVERIES = ("auto", "threads", "inline")
+DELIVERIES = ("auto", "threads", "inline", "mprotect")
 
 
 def nbytes(value: Any, name: str) -> int:
@@ -63,8 +63,10 @@ class Options(NamedTuple):
     ----------
     block_nbytes : int, bytes
         Fetch unit; whole pages.
+    block_asked : bool
+        Somebody asked for just that.
     delivery : str
-        "auto", "threads" or "inline".
+        "auto", "threads", "inline" or "mprotect".
     threads : int
         Handler threads that must at least be there, and threads that a populate may use.
     timeout_ns : int
@@ -76,6 +78,7 @@ class Options(NamedTuple):
     """
 
     block_nbytes: int
+    block_asked: bool
     delivery: str
     threads: int
     timeout_ns: int
@@ -136,4 +139,5 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
         raise ValueError(f"timeout={timeout!r}: give seconds, more than 0 and at most a year")
     retries = _integer(given.get("retries", 3), "retries", 0, 1000)
     processes = _integer(given.get("processes", 1), "processes", 1, PROCESSES_MAX)
-    return Options(block_nbytes, delivery, threads, int(timeout * 1e9), retries, processes)
+    asked = given.get("block_nbytes") is not None
+    return Options(block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes)

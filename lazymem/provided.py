@@ -10,7 +10,7 @@ from lazymem.core.provider import ProviderSource
 from lazymem.formats.layout import Layout, dtype_of, offset_of, order_of, shape_of
 from lazymem.handle import ProviderRecipe, Region
 from lazymem.lazyarray import LazyArray
-from lazymem.making import make_array, make_region
+from lazymem.making import make_array, make_region, settle
 from lazymem.options import Options, mode_of, read_options
 from lazymem.providers.base import Traits, check_provider
 from lazymem.providers.pickled import identity_of, pickle_provider
@@ -88,7 +88,7 @@ def make_region_over(provider: Any, traits: Traits, name: str, mode: str, option
 
 
 def _make(recipe: ProviderRecipe, options: Options) -> Region:
-    options = options._replace(block_nbytes=recipe.block_nbytes)
+    options = settle(options._replace(block_nbytes=recipe.block_nbytes), recipe.nbytes)
     deadline_ns = 2 * options.timeout_ns
     setting = setting_for(options.block_nbytes, recipe.processes)
     source = ProviderSource(

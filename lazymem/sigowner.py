@@ -1,4 +1,4 @@
-"""Who else wants SIGBUS and SIGINT?
+"""Who else wants SIGBUS, SIGSEGV and SIGINT?
 
 faulthandler does, and switches it on or off at any time: switched on after us it would call the next touch fatal, switched
 off it would put the default back and take us with it. So its two switches are wrapped, when the first array is made: they do
@@ -49,12 +49,12 @@ def _tell_whose() -> None:
     set_default(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
-def own_sigbus() -> None:
-    """Be the first to get SIGBUS, and stay it. Blocks: no. GIL: kept."""
+def own_signals(segv: bool) -> None:
+    """Be the first to get SIGBUS, and SIGSEGV if it is wanted, and stay it. Blocks: no. GIL: kept."""
     global _followed
     from lazymem.core.inline import take_signals
 
-    take_signals()
+    take_signals(segv)
     if not _followed:
         _followed = True
         faulthandler.enable = _then_step_in_front(faulthandler.enable)

@@ -110,12 +110,13 @@ def pest() -> ctypes.CDLL:
     lib.touch_one.argtypes = [pointer]
     lib.touch_rounds.argtypes = [pointer, u64, u64, u64]
     lib.read_and_drop.argtypes = [pointer, u64, u64, u64, u64, u64, pointer]
+    lib.touch_and_mark.argtypes = [pointer, u64, u64, u64]
     lib.omp_sum.argtypes = [pointer, u64, ctypes.c_int]
     lib.handle_by_touching.argtypes = [ctypes.c_int, pointer, u64, u64]
     lib.map_latency.argtypes = [ctypes.POINTER(ctypes.c_int)]
     lib.start_toucher.argtypes = [pointer]
     lib.poke.argtypes = [pointer, ctypes.c_long]
-    for name in ("touch_apart", "touch_together", "touch_one", "touch_rounds", "omp_sum", "handled", "map_latency"):
+    for name in ("touch_apart", "touch_together", "touch_one", "touch_rounds", "touch_and_mark", "omp_sum", "handled", "map_latency"):
         getattr(lib, name).restype = ctypes.c_int64
     return lib
 

@@ -20,6 +20,7 @@ from seedling import Seed, Seedling
 
 PAGE = mmap.PAGESIZE
 DELIVERIES = ("inline", "threads")
+EVERY_DELIVERY = (*DELIVERIES, "mprotect")
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
 # A slow machine can be given more time: every limit is multiplied by this.
@@ -29,6 +30,16 @@ PATIENCE = float(os.environ.get("LAZYMEM_TEST_PATIENCE", "1"))
 _PROLOGUE = "import faulthandler as _f, signal as _s; _f.register(_s.SIGUSR1, all_threads=True); del _f, _s\n"
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root may do this")
+
+
+def over_deliveries(deliveries: tuple[str, ...]):
+    """A fixture that gives a test each of them: a module names it `delivery`, in place of conftest.py's."""
+    return pytest.fixture(params=deliveries, name="delivery")(lambda request: request.param)
+
+
+def stop_of(delivery: str) -> int:
+    """How a process ends whose touch cannot go on, as its exit status."""
+    return -signal.SIGSEGV if delivery == "mprotect" else -signal.SIGBUS
 
 
 def _package_root() -> str:

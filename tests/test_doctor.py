@@ -5,33 +5,10 @@ import os
 import sys
 
 import pytest
+from filter_kit import ERRNOS, run_refused
 from support import IS_ROOT, as_nobody, check_child, each_user, needs_root, run_child
 
-# A real seccomp filter, as containers have: userfaultfd(2) answers an errno, all else is allowed. Then a command under it.
-FILTERED = """
-import ctypes, os, platform, struct, sys
-NUMBER, ARCH = {{"x86_64": (323, 0xC000003E), "aarch64": (282, 0xC00000B7)}}[platform.machine()]
-def op(code, jt, jf, k): return struct.pack("HBBI", code, jt, jf, k)
-program = b"".join([
-    op(0x20, 0, 0, 4),                      # load arch
-    op(0x15, 0, 3, ARCH),                   # another one: allow
-    op(0x20, 0, 0, 0),                      # load the system call's number
-    op(0x15, 0, 1, NUMBER),
-    op(0x06, 0, 0, 0x00050000 | {errno}),   # answer this errno
-    op(0x06, 0, 0, 0x7FFF0000),             # allow
-])
-class Program(ctypes.Structure):
-    _fields_ = [("n", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-libc = ctypes.CDLL(None, use_errno=True)
-PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER = 38, 22, 2
-assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-made = Program(len(program) // 8, program)
-assert libc.prctl(PR_SET_SECCOMP, FILTER, ctypes.byref(made), 0, 0) == 0, ctypes.get_errno()
-assert libc.syscall(NUMBER, 1) == -1 and ctypes.get_errno() == {errno}, "the filter does not work"
-os.execv(sys.executable, [sys.executable, *{arguments!r}])
-"""
 DOCTOR = ["-m", "lazymem", "doctor"]
-WORDS = {"ENOSYS": 38, "EPERM": 1}
 
 
 def doctor(user=None, *flags):
@@ -39,10 +16,6 @@ def doctor(user=None, *flags):
     status, out, err = run_child([sys.executable, *flags, *DOCTOR, "--json"], user=user)
     assert not err, err
     return status, json.loads(out)
-
-
-def filtered(errno_name, arguments, user):
-    return run_child(FILTERED.format(errno=WORDS[errno_name], arguments=arguments), user=user)
 
 
 def device_is_open_to(user):
@@ -59,7 +32,12 @@ def test_root_is_told_that_it_works_fully():
     assert found["auto"] == "threads"
     assert found["verdict"].startswith("works fully")
     assert all(t["right"] and t["array_write"] == "right" for t in found["trials"])
-    assert {t["asked"]: t["system_call"] for t in found["trials"]} == {"auto": "right", "threads": "right", "inline": "EFAULT"}
+    assert {t["asked"]: t["system_call"] for t in found["trials"]} == {
+        "auto": "right",
+        "threads": "right",
+        "inline": "EFAULT",
+        "mprotect": "EFAULT",
+    }
 
 
 def test_an_ordinary_user_is_told_of_user_faults_and_remedies():
@@ -77,6 +55,7 @@ def test_an_ordinary_user_is_told_of_user_faults_and_remedies():
         "auto": "EFAULT",
         "threads": "EFAULT",
         "inline": "EFAULT",
+        "mprotect": "EFAULT",
     }
     assert all(t["right"] and t["array_write"] == "right" for t in found["trials"])
     ways = json.dumps(found["remedies"])
@@ -140,27 +119,34 @@ def test_faulthandler_is_named_as_owner_of_sigbus(flags):
     assert found["signals"]["sigbus_owner"] == ("faulthandler" if flags else "nobody")
 
 
+@each_user
 @pytest.mark.parametrize("errno_name", ["EPERM", "ENOSYS"])
 class TestUnderASeccompFilter:
     """Trap 57: what a container's default profile answers."""
 
-    def test_verdict_and_remedies(self, errno_name):
-        if device_is_open_to("nobody"):
-            pytest.skip("ordinary users may open /dev/userfaultfd here")
-        status, out, err = filtered(errno_name, [*DOCTOR, "--json"], "nobody")
-        assert (status, err) == (1, "")
+    def test_verdict_and_remedies(self, errno_name, user):
+        status, out, err = run_refused(errno_name, [*DOCTOR, "--json"], user)
+        assert (status, err) == (0, "")
         found = json.loads(out)
-        assert not found["works"]
-        assert found["auto"] is None
+        assert found["works"]
+        assert found["auto"] == "mprotect"
+        assert not found["kernel_faults"]
         assert found["features"] is None
-        assert found["verdict"].startswith("does not work")
-        assert errno_name in found["verdict"]
+        assert found["verdict"].startswith("works without userfaultfd")
+        device = found["privileges"]["rungs"][0]["errno_name"]
+        for word in ("no userfaultfd", errno_name, device, "mprotect"):
+            assert word in found["auto_because"], found["auto_because"]
         assert found["privileges"]["seccomp"] == "filter"
         assert [r["errno_name"] for r in found["privileges"]["rungs"][1:]] == [errno_name, errno_name]
-        assert not any(t["right"] for t in found["trials"])
-        assert all(
-            "lazymem doctor" in t["error"] and t["error"].startswith(("OSError", "PermissionError")) for t in found["trials"]
-        )
+        trials = {t["asked"]: t for t in found["trials"]}
+        for how in ("auto", "mprotect"):
+            assert trials[how]["right"]
+            assert trials[how]["delivery"] == "mprotect"
+            assert (trials[how]["system_call"], trials[how]["array_write"]) == ("EFAULT", "right")
+        for how in ("threads", "inline"):
+            error = trials[how]["error"]
+            assert "lazymem doctor" in error
+            assert error.startswith(("OSError", "PermissionError"))
         ways = json.dumps(found["remedies"])
         for word in (
             "--device /dev/userfaultfd",
@@ -168,53 +154,52 @@ class TestUnderASeccompFilter:
             "--security-opt seccomp=",
             "localhostProfile",
             "SystemCallFilter",
+            "lazymem.populate",
+            "fork copies",
         ):
             assert word in ways, word
         assert "sysctl" not in ways  # it would not help: the filter stands in front
 
-    def test_text(self, errno_name):
-        if device_is_open_to("nobody"):
-            pytest.skip("ordinary users may open /dev/userfaultfd here")
-        status, out, err = filtered(errno_name, DOCTOR, "nobody")
-        assert (status, err) == (1, "")
-        assert out.startswith("lazymem does not work: ")
+    def test_text(self, errno_name, user):
+        status, out, err = run_refused(errno_name, DOCTOR, user)
+        assert (status, err) == (0, "")
+        assert out.startswith("lazymem works without userfaultfd; delivery 'auto' takes 'mprotect'")
         assert "Traceback" not in out
+        assert "since there is no userfaultfd" in out
         assert "--device /dev/userfaultfd" in out
 
     @pytest.mark.parametrize("command", [["demo"], ["demo", "--json"]])
-    def test_other_commands_say_where_to_ask(self, errno_name, command):
-        if device_is_open_to("nobody"):
-            pytest.skip("ordinary users may open /dev/userfaultfd here")
-        status, _, err = filtered(errno_name, ["-m", "lazymem", *command], "nobody")
-        assert status == 1
-        assert "lazymem doctor" in err
-        assert "Traceback" not in err
+    def test_the_demo_runs(self, errno_name, user, command):
+        status, out, err = run_refused(errno_name, ["-m", "lazymem", *command], user)
+        assert (status, err) == (0, "")
+        assert "mprotect" in out
 
-    def test_constructor(self, errno_name):
-        if device_is_open_to("nobody"):
-            pytest.skip("ordinary users may open /dev/userfaultfd here")
+    def test_constructor(self, errno_name, user):
         code = (
             "import lazymem\n"
             "for delivery in ('auto', 'threads', 'inline'):\n"
-            "    try: lazymem.from_provider(bytes(8), delivery=delivery)\n"
+            "    try: print(lazymem.region(lazymem.from_provider(bytes(8), delivery=delivery)).delivery)\n"
             "    except OSError as error: print(error.errno, error)\n"
         )
-        status, out, err = filtered(errno_name, ["-c", code], "nobody")
+        status, out, err = run_refused(errno_name, ["-c", code], user)
         assert (status, err) == (0, "")
-        lines = out.splitlines()
-        assert len(lines) == 3
+        first, *lines = out.splitlines()
+        assert first == "mprotect"
+        assert len(lines) == 2
         for line in lines:
-            assert line.startswith(f"{WORDS[errno_name]} ")
+            assert line.startswith(f"{ERRNOS[errno_name]} ")
             assert "lazymem doctor" in line
 
-    @pytest.mark.skipif(not IS_ROOT or not os.path.exists("/dev/userfaultfd"), reason="needs root and /dev/userfaultfd")
-    def test_the_device_is_a_way_round(self, errno_name):
-        """What `docker run --device /dev/userfaultfd` amounts to."""
-        status, out, err = filtered(errno_name, [*DOCTOR, "--json"], None)
-        assert (status, err) == (0, "")
-        found = json.loads(out)
-        assert found["verdict"].startswith("works fully")
-        assert found["privileges"]["rungs"][1]["errno_name"] == errno_name
+
+@pytest.mark.skipif(not IS_ROOT or not os.path.exists("/dev/userfaultfd"), reason="needs root and /dev/userfaultfd")
+@pytest.mark.parametrize("errno_name", ["EPERM", "ENOSYS"])
+def test_the_device_is_a_way_round(errno_name):
+    """What `docker run --device /dev/userfaultfd` amounts to."""
+    status, out, err = run_refused(errno_name, [*DOCTOR, "--json"], None, device=False)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["verdict"].startswith("works fully")
+    assert found["privileges"]["rungs"][1]["errno_name"] == errno_name
 
 
 @each_user

@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 from native_kit import PAGE, address_of, counted, end_of_child, in_child, pest
-from support import each_user, needs_compiler, run_child
+from support import EVERY_DELIVERY, each_user, needs_compiler, over_deliveries, run_child
 
 import lazymem as lm
 
 pytestmark = needs_compiler
+delivery = over_deliveries(EVERY_DELIVERY)
 
 WORDS = PAGE // 8
 

@@ -10,11 +10,12 @@ import time
 import numpy as np
 import pytest
 from native_kit import PAGE, address_of, counted, end_of_child, in_child, pest
-from support import each_user, needs_compiler
+from support import DELIVERIES, EVERY_DELIVERY, each_user, needs_compiler, over_deliveries, stop_of
 
 import lazymem as lm
 
 pytestmark = needs_compiler
+delivery = over_deliveries(EVERY_DELIVERY)
 
 WORDS = PAGE // 8
 NO_DATA = {"f8": np.nan, ">f4": np.nan, "f2": np.nan, ">c16": complex(np.nan, np.nan), "c8": complex(np.nan, np.nan),
@@ -117,7 +118,7 @@ def touches_of_c_threads_under_a_guard(delivery):
 
 def test_without_a_guard_a_c_thread_stops_the_process(delivery):
     status, out, err = end_of_child(c_thread_after_a_guard, delivery)
-    assert status == -7, err
+    assert status == stop_of(delivery), err
     assert "guarded" in out
     assert "after" not in out
     assert "input/output" in err
@@ -230,6 +231,7 @@ def guards_in_one_another(delivery):
         assert plain[WORDS] == WORDS
 
 
+@pytest.mark.parametrize("delivery", DELIVERIES)  # the third loses nothing by madvise
 def test_guards_on_several_threads(delivery):
     in_child(guards_on_several_threads, delivery)
 

@@ -1,7 +1,9 @@
 """Do 30 common operations give on a lazy array what they give on an ordinary one, for whoever runs them?"""
 
 import pytest
-from support import check_child, each_user
+from support import EVERY_DELIVERY, check_child, each_user, over_deliveries
+
+delivery = over_deliveries(EVERY_DELIVERY)
 
 # From the experiment that showed which of them hold the GIL while they touch, and which hand the array to the kernel.
 OPERATIONS = {

@@ -19,8 +19,8 @@ def diagnose() -> dict[str, Any]:
     Returns
     -------
     dict
-        verdict: one line; works, kernel_faults: bool; auto: the delivery that `auto` takes, or None; facts by topic; trials;
-        remedies.
+        verdict: one line; works, kernel_faults: bool; auto: the delivery that `auto` takes, or None; auto_because: str;
+        facts by topic; trials; remedies.
     """
     from lazymem.cli import remedies
 
@@ -34,10 +34,16 @@ def diagnose() -> dict[str, Any]:
     trials = trial.try_all()
     auto = trials[0]
     others = [t["asked"] for t in trials[1:] if t["right"]]
+    rungs = found["privileges"]["rungs"]
     works = auto["right"] or bool(others)
     kernel_faults = bool(auto["right"] and auto["kernel_faults"] and auto["system_call"] == "right")
     if kernel_faults:
         verdict = f"works fully; delivery 'auto' takes '{auto['delivery']}'"
+    elif auto["right"] and auto["delivery"] == "mprotect":
+        verdict = (
+            "works without userfaultfd; delivery 'auto' takes 'mprotect'; system calls on absent pages get "
+            f"{auto['system_call']}"
+        )
     elif auto["right"]:
         verdict = (
             f"works with user faults only; delivery 'auto' takes '{auto['delivery']}'; system calls on absent pages get "
@@ -45,16 +51,24 @@ def diagnose() -> dict[str, Any]:
         )
     elif others:
         verdict = f"works only with delivery={others[0]!r}; 'auto' fails: {auto['error'] or 'values were wrong'}"
-    elif not any(rung["allowed"] for rung in found["privileges"]["rungs"]):
-        refused = found["privileges"]["rungs"][-1]["errno_name"]
-        verdict = f"does not work: no userfaultfd here ({refused}); the end of this says what would allow it"
     else:
         verdict = f"does not work: {auto['error'] or 'values were wrong'}"
     return {
         "verdict": verdict, "works": works, "kernel_faults": kernel_faults,
-        "auto": auto["delivery"] if auto["right"] else None, **found, "trials": trials,
+        "auto": auto["delivery"] if auto["right"] else None, "auto_because": _because(rungs), **found, "trials": trials,
         "remedies": [r.as_dict() for r in remedies.remedies(found, trials)],
     }  # fmt: skip
+
+
+def _because(rungs: list[dict[str, Any]]) -> str:
+    """Why "auto" takes what it takes: which way to a userfaultfd is open."""
+    device, system_call, user_faults = rungs
+    if device["allowed"] or system_call["allowed"]:
+        return f"{(device if device['allowed'] else system_call)['name']} gives kernel faults: threads, and system calls wait"
+    if user_faults["allowed"]:
+        return "userfaultfd(2) gives user faults only: inline"
+    refused = f"device {device['errno_name']}, system call {user_faults['errno_name']}"
+    return f"there is no userfaultfd ({refused}): mprotect"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,7 +85,8 @@ def report(found: dict[str, Any]) -> list[str]:
     """What diagnose found, as lines."""
     lines = [f"lazymem {found['verdict']}."]
     if "kernel" in found:
-        lines += _system(found) + _tried(found["trials"]) + _features(found["features"]) + _machine(found)
+        lines += _system(found) + _tried(found["trials"], found["auto_because"])
+        lines += _features(found["features"]) + _machine(found)
     if found["remedies"]:
         lines += ["", "What does not work here, and what would allow it"]
         for number, remedy in enumerate(found["remedies"], 1):
@@ -114,7 +129,7 @@ def _system(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _tried(trials: list[dict[str, Any]]) -> list[str]:
+def _tried(trials: list[dict[str, Any]], because: str) -> list[str]:
     lines = ["", "Tried just now, each in a process of its own"]
     for trial in trials:
         if trial["right"]:
@@ -124,6 +139,8 @@ def _tried(trials: list[dict[str, Any]]) -> list[str]:
         else:
             why = (trial["error"] or "values were wrong").split("; `python -m lazymem doctor`")[0]  # here we are
             lines.append(_row(f"delivery='{trial['asked']}'", f"FAILED: {why}"))
+        if trial["asked"] == "auto":
+            lines.append(_row("", f"since {because}"))
     return lines
 
 
@@ -148,7 +165,7 @@ def _machine(found: dict[str, Any]) -> list[str]:
         "Machine and process",
         _row("cores", str(machine["cores"])),
         _row("memory", f"{human(machine['memory_nbytes'])}; arrays may fill {human(machine['usable_nbytes'])} of it"),
-        _row("vm.max_map_count", f"{machine['max_map_count']}, each array takes a few"),
+        _row("vm.max_map_count", f"{machine['max_map_count']}; an array takes a few, all of delivery 'mprotect' a quarter"),
         _row("vm.overcommit_memory", str(machine["overcommit_memory"])),
     ]
     about = {

@@ -64,7 +64,7 @@ def collect() -> dict[str, Any]:
         ],
         "machine": {**_machine(), "container": _container()},
         "signals": {"faulthandler": faulthandler.is_enabled(), "sigbus_owner": _sigbus_owner(),
-                    "sigbus_blocked": inline.blocks_sigbus()},
+                    "sigbus_blocked": inline.blocks_sigbus(), "sigsegv_blocked": inline.blocks_sigsegv()},
         "versions": versions(),
     }  # fmt: skip
 

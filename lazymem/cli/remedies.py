@@ -10,6 +10,10 @@ from lazymem.cli.facts import DEVICE
 from lazymem.counters import human
 
 _MEANWHILE = ("meanwhile", "numpy.memmap, for local files")
+_WITHOUT = (
+    "so arrays are made without one (delivery='mprotect'). There a system call on absent pages gets EFAULT, a touch of many "
+    "scattered blocks takes more faults, and a fork copies what is resident of arrays of mode 'c'"
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def remedies(facts: dict[str, Any], trials: list[dict[str, Any]]) -> list[Remedy
     found += _limits(facts["machine"])
     opened = {"threads": device["allowed"] or system_call["allowed"] or user_only["allowed"]}
     opened["inline"] = opened["threads"] and not facts["signals"]["sigbus_blocked"]
+    opened["mprotect"] = not facts["signals"]["sigsegv_blocked"]
     for trial in trials:
         if opened.get(trial["asked"]) and not trial["right"]:
             found.append(Remedy(
@@ -90,19 +95,21 @@ def _nothing_allowed(facts: dict[str, Any]) -> Remedy:
     filtered = privileges["seccomp"] == "filter"
     if user_only["errno_name"] == "ENOSYS" and not filtered:
         return Remedy(
-            "This kernel has no userfaultfd(2): built without CONFIG_USERFAULTFD, or no Linux at all (gVisor answers so)",
-            (("kernel", "one with CONFIG_USERFAULTFD=y; distributions have it"), _MEANWHILE),
+            "This kernel has no userfaultfd(2): built without CONFIG_USERFAULTFD, or no Linux at all (gVisor answers so); "
+            f"{_WITHOUT}",
+            (("kernel", "one with CONFIG_USERFAULTFD=y; distributions have it"),),
         )
     if user_only["errno_name"] == "EINVAL":
         return Remedy(
-            "This kernel knows no user faults only (Linux 5.11 does), and refuses this account the rest",
+            f"This kernel knows no user faults only (Linux 5.11 does), and refuses this account the rest; {_WITHOUT}",
             (("every account", "sudo sysctl vm.unprivileged_userfaultfd=1"), ("or", "a newer kernel")),
         )
     who = "a seccomp filter, as containers have," if filtered else "a security module (SELinux, AppArmor, ...) or sandbox"
     return Remedy(
-        f"No array can be made: {who} answers {user_only['errno_name']} to userfaultfd(2), and {DEVICE} is not to be had "
-        f"({privileges['rungs'][0]['errno_name']})",
+        f"{who[0].upper()}{who[1:]} answers {user_only['errno_name']} to userfaultfd(2), and {DEVICE} is not to be had "
+        f"({privileges['rungs'][0]['errno_name']}); {_WITHOUT}",
         (
+            ("meanwhile", "lazymem.populate(a[...]) before such a call; larger blocks for scattered touches"),
             *_device_ways(facts),
             ("seccomp profile", "a copy of the runtime's default, with this added to its syscalls:"),
             ("", '{"names": ["userfaultfd"], "action": "SCMP_ACT_ALLOW"}'),

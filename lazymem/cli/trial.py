@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-DELIVERIES = ("auto", "threads", "inline")
+DELIVERIES = ("auto", "threads", "inline", "mprotect")
 PATIENCE_S = 20
 
 

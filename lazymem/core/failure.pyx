@@ -146,6 +146,10 @@ cdef const char *cause(int error) noexcept nogil:
         return b"the array is closed"
     if error == ENOENT:
         return b"its memory is no longer mapped as lazymem made it (munmap, mremap?)"
+    if error == ENOBUFS:
+        return b"the process may have no more mappings (vm.max_map_count)"
+    if error == EBADF:
+        return b"somebody closed a descriptor of lazymem's (closerange?)"
     if error == EFAULT:
         return b"the memory it is copied from cannot be read"
     if error == EPROTO:

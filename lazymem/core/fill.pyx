@@ -2,7 +2,7 @@
 
 The one fill path, run by whoever needs the block: the touching thread (inline), a handler thread, a prefetcher, populate.
 
-    claim the word -> memory left? -> fetch into a staging block (or read where the bytes lie) -> COPY -> publish
+    claim the word -> memory left? -> fetch into a staging block (or read where the bytes lie) -> put it into place -> publish
 
 Losers of the claim wait on the word. A failed fetch is published as FAILED with its errno: who waited for it gets the same
 error; who comes later fetches anew. Nothing here needs the GIL, allocates, or takes a lock.
@@ -11,19 +11,20 @@ When a touch fails there are two ends. On a thread inside an operation that can 
 stand-in and that operation, or that fetch, fails as it ends. Anywhere else an access to memory has no way to be told: a message,
 and the end of the process by SIGBUS.
 """
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from lazymem.core.failure cimport *
 from lazymem.core.interrupt cimport touch_may_be_ended, wait_is_over
-from lazymem.core.limit cimport memory_for, memory_returned
+from lazymem.core.limit cimport account_for_files, memory_for, memory_returned
 from lazymem.core.native cimport *
-from lazymem.core.parking cimport lm_park
+from lazymem.core.place cimport place_bytes, place_shown, place_shown_again, place_woken
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
-from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_copy, uffd_wake
+from lazymem.core.uffd cimport page_is_absent, page_nbytes
 
 
 cdef extern from "native.h" nogil:
@@ -121,11 +122,9 @@ cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte) noexcept no
     if staging == NULL:
         return -ENOMEM
     error = region_fetch(r, block, staging)
-    lm_park(b"fetched")
     if error == 0:
         memset(<char *>staging + nbytes, 0, whole - nbytes)
-        error = uffd_copy(r.uffd, r.base + block * r.block_nbytes + from_byte, <uint64_t>staging + from_byte,
-                          whole - from_byte, &r.counters.copy)
+        error = place_bytes(r, block * r.block_nbytes + from_byte, <uint64_t>staging + from_byte, whole - from_byte)
     pool_give(staging, whole)
     return error
 
@@ -139,7 +138,7 @@ cdef int _fill_borrowed(Region *r, uint64_t block) noexcept nogil:
     error = r.source.borrow(r.source.ctx, block * r.block_nbytes, nbytes, &lent, &loan)
     if error == 0:
         memset(<char *>lent + nbytes, 0, whole - nbytes)
-        error = uffd_copy(r.uffd, r.base + block * r.block_nbytes, <uint64_t>lent, whole, &r.counters.copy)
+        error = place_bytes(r, block * r.block_nbytes, <uint64_t>lent, whole)
         r.source.give_back(r.source.ctx, loan)
     return error
 
@@ -151,7 +150,7 @@ cdef int _fill_direct(Region *r, uint64_t block) noexcept nogil:
     cdef int error = 0
     if body:
         lm_count(&r.counters.asked, body)
-        error = uffd_copy(r.uffd, r.base + offset, <uint64_t>(r.source.direct + offset), body, &r.counters.copy)
+        error = place_bytes(r, offset, <uint64_t>(r.source.direct + offset), body)
     if error == 0 and body < nbytes:
         error = _fill_staged(r, block, body)
     return error
@@ -159,11 +158,14 @@ cdef int _fill_direct(Region *r, uint64_t block) noexcept nogil:
 
 cdef int _fill_pages(Region *r, uint64_t block) noexcept nogil:
     """Fetch a block and put it into place, in the way that its source allows. Return: 0 / -errno."""
+    cdef int error
     if r.source.direct != NULL:
-        return _fill_direct(r, block)
-    if r.source.borrow != NULL:
-        return _fill_borrowed(r, block)
-    return _fill_staged(r, block, 0)
+        error = _fill_direct(r, block)
+    elif r.source.borrow != NULL:
+        error = _fill_borrowed(r, block)
+    else:
+        error = _fill_staged(r, block, 0)
+    return error if error else place_shown(r, block)
 
 
 cdef int _fill(Region *r, uint64_t block) noexcept nogil:
@@ -178,14 +180,13 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         if error:
             memory_returned(whole)
     if error == 0:
-        lm_park(b"copied")
         lm_count(&r.held, whole)
+        if r.delivery == MPROTECT:
+            account_for_files(<int64_t>whole)
         lm_count(&r.counters.blocks, 1)
         lm_count(&r.counters.used, nbytes)
         publish(r, block, RESIDENT)
-        lm_park(b"published")
     else:
-        lm_park(b"failing")
         me = thread_self()
         r.failed_block = block
         r.failed_error = -error
@@ -207,7 +208,7 @@ cdef void wake_block(Region *r, uint64_t block) noexcept nogil:
     answer would find its operation ended. GIL: never. Blocks: no."""
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word)
-    uffd_wake(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
+    place_woken(r, block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
     if (seen & STATE) == FAILED and seen & WITNESS and not seen & JOINED:
         lm_cas32(word, seen, seen & ~<uint32_t>WITNESS)  # nobody slept but the toucher that has been refused
 
@@ -264,7 +265,6 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             if seen & STANDIN:
                 unmap_standin(r, block, seen & LOOSE != 0)
                 lm_and_not32(word, STANDIN)
-            lm_park(b"claimed")
             error = _fill(r, block)
             filled[0] = error == 0
             return error
@@ -282,7 +282,6 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
         waited = True
         if me != NULL and me.interrupted != NULL and me.interrupted():  # before it sleeps, so that it is heard then
             return -EINTR
-        lm_park(b"waits")
         error = table_wait(word, seen, deadline_ns)
         if error == 0 and me != NULL and me.interrupted != NULL and me.interrupted():
             error = -EINTR
@@ -306,10 +305,13 @@ cdef int region_need(Region *r, uint64_t block) noexcept nogil:
 
 cdef int _refill(Region *r, uint64_t addr, uint64_t block, Thread *me, int *filled) noexcept nogil:
     """A fault on a block that the table calls resident. If its page really is gone (somebody's MADV_DONTNEED, a memory
-    error), fetch the block again; pages that stayed keep what they hold. Return: 0 / -errno."""
+    error), fetch the block again; pages that stayed keep what they hold. Behind a mapping bytes cannot go: it is shown again.
+    Return: 0 / -errno."""
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word), tid = me.tid if me != NULL else lm_gettid()
     cdef int error
+    if r.delivery == MPROTECT:
+        return place_shown_again(r, block)
     if not page_is_absent(addr & ~(page_nbytes() - 1)):
         return 0  # it came between the fault and us
     if (seen & STATE) != RESIDENT and (seen & STATE) != DIRTY:
@@ -390,7 +392,7 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     if error >= 0:
         lm_count(&r.counters.filled if filled else &r.counters.joined, 1)
         if error == 0 and not filled and not wait:
-            uffd_wake(r.uffd, addr & ~(page_nbytes() - 1), page_nbytes())  # it came while the message was under way
+            place_woken(r, (addr - r.base) & ~(page_nbytes() - 1), page_nbytes())  # it came while the message was under way
         if error == 0:
             lm_count(&r.counters.latency[lm_high_bit((lm_now_ns() - began_ns) | 1)], 1)
         return error

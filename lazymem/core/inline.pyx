@@ -1,13 +1,17 @@
 """How does a touch reach us on the touching thread itself?
 
-With UFFD_FEATURE_SIGBUS the kernel sends the toucher SIGBUS where it would have queued a message. The handler fills the block and returns;
-the instruction runs again. No other thread, no wake-up, no privilege. What it cannot see: system calls on absent pages (they
-get EFAULT), and touches by threads that block SIGBUS (the kernel ends the process).
+With UFFD_FEATURE_SIGBUS the kernel sends the toucher SIGBUS where it would have queued a message. The handler fills the block
+and returns; the instruction runs again. No other thread, no wake-up, no privilege. What it cannot see: system calls on absent
+pages (they get EFAULT), and touches by threads that block SIGBUS (the kernel ends the process).
 
-SIGBUS has other owners. Whoever had it before is called for every address that is not ours. Whoever takes it after us is noticed
-the next time an array is made, and then called behind us; faulthandler's own switches are followed at once (sigowner.py).
-The same handler serves `threads`: there, a SIGBUS on a region is the poison of a touch that failed. SIGSEGV is taken at the first
-close, and in a forked child, only to say what was touched.
+Where there is no userfaultfd, memory that is missing may not be accessed (mprotect.pyx), and the signal is SIGSEGV; all else
+is the same. A program's own mistake, such as a write to a read-only array, is told from a touch by what the processor says of
+it, or by being the same again and again.
+
+The signals have other owners. Whoever had one before is called for every address that is not ours. Whoever takes it after us
+is noticed the next time an array is made, and then called behind us; faulthandler's own switches are followed at once
+(sigowner.py). The same handler serves `threads`: there, a SIGBUS on a region is the poison of a touch that failed. SIGSEGV is
+taken for the first array without a userfaultfd, at the first close, and in a forked child, there to say what was touched.
 
 Never SA_ONSTACK: sources may need more than a small alternate stack. SA_NODEFER: a source may touch another lazy array.
 """
@@ -16,8 +20,9 @@ from posix.unistd cimport close
 from lazymem.core.abi cimport UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS
 from lazymem.core.failure cimport guards_now
 from lazymem.core.fill cimport region_touch
+from lazymem.core.mprotect cimport mprotect_exposed
 from lazymem.core.native cimport *
-from lazymem.core.region cimport CLOSED, INLINE, LIVE, LOST, Region, region_enter, region_leave
+from lazymem.core.region cimport CLOSED, INLINE, LIVE, LOST, MPROTECT, Region, region_enter, region_leave
 from lazymem.core.standin cimport stand_in_loose
 from lazymem.core.stop cimport loud_stop
 from lazymem.core.table cimport DETAIL_SHIFT, FAILED, STATE
@@ -31,6 +36,8 @@ cdef extern from *:
     #include <string.h>
     #include <errno.h>
     #include <stdint.h>
+    #include <ucontext.h>
+    #include <unistd.h>
     typedef void (*lm_handler)(int, siginfo_t *, void *);
     static struct sigaction lm_before[NSIG];      /* who had the signal before us */
 
@@ -71,7 +78,29 @@ cdef extern from *:
         if (info->si_code <= 0)
             raise(sig);
     }
-    static int lm_blocks(int sig) { sigset_t set; return pthread_sigmask(SIG_BLOCK, NULL, &set) == 0 && sigismember(&set, sig); }
+    /* What was tried? */
+    enum { LM_READ, LM_WRITE, LM_EITHER, LM_OTHER };
+    static int lm_access(const siginfo_t *info, const void *ucontext)
+    {
+    #if defined(__x86_64__)
+        const ucontext_t *u = ucontext;
+        long error = u->uc_mcontext.gregs[REG_ERR], trap = u->uc_mcontext.gregs[REG_TRAPNO];
+        if (trap != 0) {   /* gVisor leaves both at 0 */
+            if (trap != 14 || error & 0x30)   /* no page fault; an instruction's fetch; a protection key */
+                return LM_OTHER;
+            return error & 2 ? LM_WRITE : LM_READ;
+        }
+    #endif
+        return info->si_code == SEGV_MAPERR || info->si_code == SEGV_ACCERR ? LM_EITHER : LM_OTHER;
+    }
+    static int lm_process;    /* that has the memory: not a raw clone's child */
+    static inline void lm_process_is_this(void) { lm_process = getpid(); }
+    static inline int lm_is_this_process(void) { return lm_process == getpid(); }
+    static int lm_blocks(int sig)
+    {
+        sigset_t set;
+        return pthread_sigmask(SIG_BLOCK, NULL, &set) == 0 && sigismember(&set, sig);
+    }
     static inline uint64_t lm_info_addr(const siginfo_t *info) { return (uint64_t)(uintptr_t)info->si_addr; }
     static inline int lm_info_code(const siginfo_t *info) { return info->si_code; }
     /* 0 before the owner behind us is called, then one more for each signal it lets through to us */
@@ -83,6 +112,10 @@ cdef extern from *:
     ctypedef void (*lm_handler)(int, siginfo_t *, void *) noexcept nogil
     int lm_signal_take(int sig, lm_handler handler) noexcept nogil
     void lm_signal_pass(int sig, siginfo_t *info, void *ucontext, bint again) noexcept nogil
+    int lm_access(const siginfo_t *info, const void *ucontext) noexcept nogil
+    int LM_WRITE, LM_EITHER, LM_OTHER
+    void lm_process_is_this() noexcept nogil
+    bint lm_is_this_process() noexcept nogil
     bint lm_blocks(int sig) noexcept nogil
     uint64_t lm_info_addr(const siginfo_t *info) noexcept nogil
     int lm_info_code(const siginfo_t *info) noexcept nogil
@@ -92,6 +125,10 @@ cdef extern from *:
 cdef int _fd = -1
 cdef int _privilege = PRIVILEGE_NONE
 cdef bint _taken = False     # there have been arrays
+cdef bint _segv_taken = False
+cdef enum:
+    SAME_MOST = 64           # more faults than that in a row at one address that may be accessed: it is no touch,
+    SAME_MOST_READS = 1048576  # where the processor does not say what it is; for where it does, only not for ever
 cdef bint (*_tell)(Region *, uint64_t, int) noexcept nogil
 _tell = NULL
 
@@ -116,7 +153,7 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
         lm_errno_set(saved)
         return
     me = thread_self()
-    if lm_info_code(info) == BUS_MCEERR_AR and not page_is_absent(addr & ~(page_nbytes() - 1)):
+    if r.delivery == MPROTECT or (lm_info_code(info) == BUS_MCEERR_AR and not page_is_absent(addr & ~(page_nbytes() - 1))):
         region_leave(r)  # a memory error in a page that is there: never ours to mend
         _pass(sig, info, ucontext)
         lm_errno_set(saved)
@@ -129,6 +166,12 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
         error = _error_of_poison(r, addr)
         if error == 0:  # poison without a failure any more: filling it heals it, going on without would end here again
             error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
+    _go_on(r, addr, me, error, sig, info, ucontext)
+    lm_errno_set(saved)
+
+
+cdef void _go_on(Region *r, uint64_t addr, Thread *me, int error, int sig, siginfo_t *info, void *ucontext) noexcept nogil:
+    """Let the touch go on, or say why it cannot. Leaves the region."""
     if error < 0 and me != NULL and _let_go(r, addr, me, -error):
         error = 0
     if error < 0:
@@ -136,7 +179,6 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
     region_leave(r)
     if error < 0:
         _pass(sig, info, ucontext)
-    lm_errno_set(saved)
 
 
 cdef bint _let_go(Region *r, uint64_t addr, Thread *me, int error) noexcept nogil:
@@ -156,7 +198,8 @@ cdef void inline_tell_by(bint (*tell)(Region *, uint64_t, int) noexcept nogil) n
 
 
 cdef int _error_of_poison(Region *r, uint64_t addr) noexcept nogil:
-    """Why is there a SIGBUS where messages are read? Because the block failed and was poisoned. Return: -errno; 0 it has healed."""
+    """Why is there a SIGBUS where messages are read? Because the block failed and was poisoned. Return: -errno; 0 it has
+    healed."""
     cdef uint64_t block = (addr - r.base) // r.block_nbytes
     cdef uint32_t seen
     if lm_load32(&r.status) != LIVE or block >= r.nblocks:
@@ -165,17 +208,45 @@ cdef int _error_of_poison(Region *r, uint64_t addr) noexcept nogil:
     return -<int>(seen >> DETAIL_SHIFT) if (seen & STATE) == FAILED else 0
 
 
+cdef bint _is_touch(Region *r, uint64_t addr, Thread *me, int access) noexcept nogil:
+    """Is a SIGSEGV in a live region without a userfaultfd a touch? Else it is the program's mistake, and its owner's."""
+    cdef uint64_t block = (addr - r.base) // r.block_nbytes
+    if access == LM_OTHER or (access == LM_WRITE and not r.writable) or addr >= r.base + r.map_nbytes or block >= r.nblocks:
+        return False
+    if me == NULL:
+        return True
+    if not mprotect_exposed(&r.exposure, block):
+        me.same_faults = 0
+    elif me.same_addr != addr:  # another thread was faster; or somebody changed the protection; or it is no touch
+        me.same_addr = addr
+        me.same_faults = 1
+    else:
+        me.same_faults += 1
+    return me.same_faults <= <uint32_t>(SAME_MOST if access == LM_EITHER else SAME_MOST_READS)
+
+
 cdef void _on_sigsegv(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
-    """Only says what was touched: memory of a closed array, or of one that a forked child did not get."""
+    """A touch where there is no userfaultfd. Of the memory of a closed array, or of one that a forked child did not get, it
+    only says so."""
     cdef int saved = lm_errno_get()
+    cdef uint64_t addr = lm_info_addr(info)
     cdef Region *r = NULL
+    cdef Thread *me
     cdef uint32_t status
     if lm_info_code(info) > 0:
-        r = region_enter(lm_info_addr(info))
+        r = region_enter(addr)
     if r != NULL:
         status = lm_load32(&r.status)
-        if status == CLOSED or status == LOST:
-            loud_stop(r, lm_info_addr(info), EBUSY)
+        if status == LIVE and r.delivery == MPROTECT:
+            me = thread_self()
+            if not lm_is_this_process():
+                loud_stop(r, addr, ENOENT)
+            elif _is_touch(r, addr, me, lm_access(info, ucontext)):
+                _go_on(r, addr, me, region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True), sig, info, ucontext)
+                lm_errno_set(saved)
+                return
+        elif status == CLOSED or status == LOST:
+            loud_stop(r, addr, EBUSY)
         region_leave(r)
     _pass(sig, info, ucontext)
     lm_errno_set(saved)
@@ -190,10 +261,13 @@ cdef int signals_take() noexcept nogil:
 
 
 cdef void signals_forget() noexcept nogil:
-    """In a forked child: the descriptor is the parent's. Its arrays' memory is not here: SIGSEGV is taken to say so. GIL: any."""
-    global _fd, _privilege
+    """In a forked child: the descriptor is the parent's. Its arrays' memory is not here: SIGSEGV is taken to say so. GIL: any.
+    """
+    global _fd, _privilege, _segv_taken
+    lm_process_is_this()
     if _taken:
         lm_signal_take(SIGSEGV, _on_sigsegv)
+        _segv_taken = True
     if _fd >= 0:
         close(_fd)
     _fd = -1
@@ -209,7 +283,7 @@ cdef int inline_reopen() noexcept nogil:
 
 
 def take_signals(bint segv=False):
-    """Own SIGBUS (and SIGSEGV), in front of whoever owns them now.
+    """Own SIGBUS, and SIGSEGV once that has been wanted, in front of whoever owns them now.
 
     Raises
     ------
@@ -220,8 +294,11 @@ def take_signals(bint segv=False):
     -----
     Blocks: no. GIL: kept. Called when an array is made, at the first close, and when faulthandler was switched.
     """
+    global _segv_taken
     cdef int error = signals_take()
-    if error == 0 and segv:
+    lm_process_is_this()
+    _segv_taken |= segv
+    if error == 0 and _segv_taken:
         error = lm_signal_take(SIGSEGV, _on_sigsegv)
     if error < 0:
         raise OSError(-error, "sigaction")
@@ -230,6 +307,11 @@ def take_signals(bint segv=False):
 def blocks_sigbus():
     """Does the calling thread block SIGBUS? An inline touch on it would end the process."""
     return lm_blocks(SIGBUS)
+
+
+def blocks_sigsegv():
+    """Does the calling thread block SIGSEGV? A touch on it, with delivery mprotect, would end the process."""
+    return lm_blocks(SIGSEGV)
 
 
 def descriptor():

@@ -14,25 +14,31 @@ cdef uint64_t LOOK_NBYTES = 64 << 20
 cdef uint64_t _limit_nbytes = 0        # 0: unknown
 cdef uint64_t _filled_nbytes = 0       # in all regions
 cdef uint64_t _look_at_nbytes = 0
+cdef uint64_t _files_nbytes = 0        # that lie in files of memory: they count whether or not they are mapped
 
 
 cdef uint64_t _process_nbytes() noexcept nogil:
-    """What the process has resident. Return: 0 when it cannot be read. Source: proc(5) statm. GIL: never. Blocks: no."""
+    """What the process has resident. Return: 0 when it cannot be read. Source: proc(5) statm: size resident shared ...
+    GIL: never. Blocks: no."""
     cdef char text[128]
     cdef ssize_t n, i = 0
-    cdef uint64_t pages = 0
+    cdef uint64_t numbers[3]
+    cdef uint64_t private
+    cdef int k
     cdef int fd = open(b"/proc/self/statm", O_RDONLY | O_CLOEXEC)
     if fd < 0:
         return 0
     n = read(fd, text, sizeof(text))
     close(fd)
-    while i < n and text[i] != c' ':
+    for k in range(3):
+        numbers[k] = 0
+        while i < n and c'0' <= text[i] <= c'9':
+            numbers[k] = numbers[k] * 10 + <uint64_t>(text[i] - c'0')
+            i += 1
         i += 1
-    i += 1
-    while i < n and c'0' <= text[i] <= c'9':
-        pages = pages * 10 + <uint64_t>(text[i] - c'0')
-        i += 1
-    return pages * page_nbytes()
+        numbers[k] *= page_nbytes()
+    private = numbers[1] - numbers[2] + lm_load64(&_files_nbytes)
+    return private if private > numbers[1] else numbers[1]
 
 
 cdef int memory_for(uint64_t nbytes) noexcept nogil:
@@ -59,6 +65,11 @@ cdef void account_for_memory(int64_t nbytes) noexcept nogil:
     """So many bytes of fills are gone (a region was closed). GIL: never. Blocks: no."""
     lm_sub64(&_filled_nbytes, <uint64_t>nbytes)
     lm_store64(&_look_at_nbytes, 0)
+
+
+cdef void account_for_files(int64_t nbytes) noexcept nogil:
+    """So many bytes more of fills lie in files of memory (fewer, if negative). GIL: never. Blocks: no."""
+    lm_add64(&_files_nbytes, <uint64_t>nbytes)
 
 
 cdef void memory_limit_set(uint64_t nbytes) noexcept nogil:

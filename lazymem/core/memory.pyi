@@ -15,6 +15,7 @@ class Counters(TypedDict):
     nbytes_asked: int
     nbytes_used: int
     refilled: int
+    reexposed: int
     eexist: int
     eagain: int
     errors: int

@@ -16,6 +16,7 @@ from lazymem.core.interrupt cimport operation_may_be_ended, wait_is_over
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
 from lazymem.core.limit cimport account_for_memory, memory_limit_set
 from lazymem.core.native cimport *
+from lazymem.core.place cimport place_shown_all
 from lazymem.core.region cimport *
 from lazymem.core.source cimport NativeSource
 from lazymem.core.standin cimport forget_standins, stores_lost
@@ -117,7 +118,7 @@ cdef class Memory:
     block_nbytes : int, bytes
         A multiple of the page.
     fd, delivery : int
-        The userfaultfd, and which delivery reads it (0 threads, 1 inline).
+        The userfaultfd, and which delivery reads it (0 threads, 1 inline); or -1, and 2: mprotect.
     writable : bool
         Private writes are allowed.
     name : str
@@ -163,6 +164,9 @@ cdef class Memory:
             if error == -ENOMEM:
                 raise MemoryError(f"no address space for an array of {source.nbytes} bytes: look at RLIMIT_AS (ulimit -v), "
                                   "vm.overcommit_memory and vm.max_map_count")
+            if delivery == MPROTECT:
+                raise OSError(-error, f"no memory file of {source.nbytes} bytes (memfd_create, ftruncate, mmap), which arrays "
+                              "without userfaultfd lie in" + ("; look at RLIMIT_FSIZE (ulimit -f)" if error == -EFBIG else ""))
             raise OSError(-error, f"cannot register {source.nbytes} bytes with userfaultfd")
         self.region.owner = <void *>self
 
@@ -251,8 +255,8 @@ cdef class Memory:
 
     @property
     def delivery(self):
-        """"threads" or "inline"."""
-        return "threads" if self.region.delivery == THREADS else "inline"
+        """"threads", "inline" or "mprotect"."""
+        return "threads" if self.region.delivery == THREADS else "inline" if self.region.delivery == INLINE else "mprotect"
 
     @property
     def source(self):
@@ -332,8 +336,11 @@ cdef class Memory:
                 except BaseException:
                     lm_sub32(&r.users, 1)
                     raise
-            if error == 0:
+            if error == 0 and r.delivery != MPROTECT:
                 job_collapse(r, start, stop if stop < r.map_nbytes else r.map_nbytes)
+        if error == 0:
+            failed = first
+            error = place_shown_all(r, start // r.block_nbytes, last)
         lm_sub32(&r.users, 1)
         if lm_load32(&r.status) != LIVE:
             refuse(r)
@@ -410,7 +417,7 @@ cdef class Memory:
             "faults": lm_load64(&c.taken), "filled": lm_load64(&c.filled), "joins": lm_load64(&c.joined),
             "failed": lm_load64(&c.failed), "blocks": lm_load64(&c.blocks), "nbytes_asked": lm_load64(&c.asked),
             "nbytes_used": lm_load64(&c.used), "refilled": lm_load64(&c.refilled), "eexist": lm_load64(&c.copy.eexist),
-            "eagain": lm_load64(&c.copy.eagain), "errors": lm_load64(&self.region.errors), "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
+            "eagain": lm_load64(&c.copy.eagain), "reexposed": lm_load64(&self.region.exposure.reexposed), "errors": lm_load64(&self.region.errors), "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
         }
 
     def changed(self):

@@ -1,11 +1,13 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from lazymem.core.mprotect cimport Exposure
 from lazymem.core.source cimport Source
 from lazymem.core.uffd cimport CopyCounts
 
 cdef enum Delivery:
     THREADS = 0
     INLINE = 1
+    MPROTECT = 2         # no userfaultfd: another kind of memory too
 
 cdef enum Kind:
     ANONYMOUS = 0        # private memory of the process; shared memory comes later
@@ -40,7 +42,8 @@ ctypedef struct Region:
     uint64_t nblocks
     uint32_t *words      # the block table
     Source source
-    int uffd
+    int uffd             # -1 with MPROTECT
+    Exposure exposure    # with MPROTECT
     int delivery
     int kind
     bint writable

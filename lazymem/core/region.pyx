@@ -15,9 +15,12 @@ from libc.string cimport memcpy, memmove, memset, strncpy
 
 from libc.stdint cimport int64_t
 
-from lazymem.core.limit cimport account_for_memory
+from lazymem.core.limit cimport account_for_files, account_for_memory, memory_for, memory_returned
+from lazymem.core.mprotect cimport (
+    mprotect_copy, mprotect_copy_end, mprotect_empty, mprotect_forget_all, mprotect_inherit, mprotect_open, mprotect_release,
+    mprotect_shut, mprotect_was_copied,
+)
 from lazymem.core.native cimport *
-from lazymem.core.parking cimport lm_park
 from lazymem.core.table cimport DIRTY, LEAVING, MISSING, RESIDENT, STANDIN, STATE, table_create, table_destroy
 from lazymem.core.uffd cimport page_nbytes, uffd_register, uffd_wake
 
@@ -89,8 +92,7 @@ cdef bint _insert(Region *r) noexcept nogil:
         grown = <Entry *>_pages(capacity * sizeof(Entry))
         if grown == NULL:
             return False
-        if _count:
-            memcpy(grown, _entries, _count * sizeof(Entry))
+        memcpy(grown, _entries, _count * sizeof(Entry))
         global_set(grown, capacity)
     i = 0
     while i < _count and _entries[i].base < r.base:
@@ -243,12 +245,17 @@ cdef int _map_region(Region *r) noexcept nogil:
     1. Reserve PROT_NONE: under mlockall(MCL_FUTURE) memory that may be accessed would be filled with zeros at once.
     2. Not inherited: a child would read zeros where pages are missing. 3. Register: from here on no page appears but by us.
     4. Unlock (MCL_FUTURE locked it). 5. Allow access: read-only memory is read-only to C code too.
-    An empty array's page stays out of bounds.
+    An empty array's page stays out of bounds. Without a userfaultfd a file is laid over what was reserved, and stays out of bounds too.
     """
     cdef int error
     r.base = _reserve(r.map_nbytes)
     if r.base == 0:
         return -ENOMEM
+    if r.delivery == MPROTECT:
+        error = mprotect_open(&r.exposure, r.base, r.map_nbytes, r.block_nbytes, r.nblocks, r.words, &r.exports, r.writable)
+        if error:
+            _release(r.base, r.map_nbytes)
+        return error
     error = -errno if madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK) else 0
     if error == 0:
         error = uffd_register(r.uffd, r.base, r.map_nbytes)
@@ -261,12 +268,20 @@ cdef int _map_region(Region *r) noexcept nogil:
     return error
 
 
+cdef void _unmap_region(Region *r) noexcept nogil:
+    if r.delivery == MPROTECT:
+        mprotect_shut(&r.exposure)
+        mprotect_release(&r.exposure)
+    _release(r.base, r.map_nbytes)
+    table_destroy(r.words, r.nblocks)
+
+
 cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, int uffd, int delivery, int kind,
                            bint writable, uint64_t timeout_ns, uint32_t retries, const char *name, int *error) noexcept nogil:
     """Make a region, every block missing, and let faults find it.
 
     Units: block_nbytes a multiple of the page. Return: NULL, and `error` an -errno: -ENOMEM no address space or no memory
-    for it (RLIMIT_AS, overcommit_memory=2, max_map_count), -EINVAL an unknown kind. GIL: any. Blocks: no.
+    for it (RLIMIT_AS, overcommit_memory=2, max_map_count), -EINVAL an unknown kind, of MPROTECT as `mprotect_open`. GIL: any. Blocks: no.
     """
     cdef Region *r
     cdef sigset_t before
@@ -322,8 +337,7 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
         inserted = _insert(r)
         if not inserted:
             lm_store32(&r.status, FREED)
-            _release(r.base, r.map_nbytes)
-            table_destroy(r.words, r.nblocks)
+            _unmap_region(r)
             error[0] = -ENOMEM
     if error[0]:
         _give_slot(r)
@@ -388,21 +402,27 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
     """
     cdef uint64_t pause_ns = 1000
     lm_store32(&r.status, CLOSED)  # 1.
-    lm_park(b"close 1")
+    if r.delivery == MPROTECT:
+        mprotect_shut(&r.exposure)
     if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
             -1, 0) == MAP_FAILED:  # 2.
         return -errno
     madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
-    lm_park(b"close 2")
-    uffd_wake(r.uffd, r.base, r.map_nbytes)
+    if r.delivery == MPROTECT:
+        mprotect_empty(&r.exposure)
+        account_for_files(-<int64_t>lm_load64(&r.held))
+    else:
+        uffd_wake(r.uffd, r.base, r.map_nbytes)
     while lm_load32(&r.users) != 0:  # 3.
         if lm_now_ns() >= deadline_ns:
             return -ETIMEDOUT
         lm_sleep_ns(pause_ns)
         if pause_ns < 1000000:
             pause_ns *= 2
-    lm_park(b"close 3")
-    uffd_wake(r.uffd, r.base, r.map_nbytes)  # 4. again: a fault may have been queued between 2 and 3
+    if r.delivery == MPROTECT:
+        mprotect_release(&r.exposure)
+    else:
+        uffd_wake(r.uffd, r.base, r.map_nbytes)  # 4. again: a fault may have been queued between 2 and 3
     return 0
 
 
@@ -418,8 +438,7 @@ cdef bint region_free(Region *r) noexcept nogil:
         lm_registry_exit(&before)
         return False
     lm_store32(&r.status, FREED)
-    _release(r.base, r.map_nbytes)
-    table_destroy(r.words, r.nblocks)
+    _unmap_region(r)
     r.words = NULL
     _give_slot(r)
     lm_registry_exit(&before)
@@ -432,7 +451,8 @@ cdef bint region_free(Region *r) noexcept nogil:
 # A region is MADV_DONTFORK: a child that comes about without these functions (a raw clone) has no memory there, and stops. An ordinary fork
 # goes through them:
 #
-#   before       1. the registry stands still   2. regions with private writes are MADV_DOFORK: the child is to see them as of now
+#   before       1. the registry stands still   2. regions with private writes are MADV_DOFORK: the child is to see them as of now;
+#                those without a userfaultfd lie in shared memory: what is resident of them is copied for the child
 #   the parent   3. DONTFORK again
 #   the child    has a userfaultfd of its own, since the parent's acts on the parent's memory, and registers with it
 #                4. memory that it got, private writes and all: resident blocks stay; what was under way is missing
@@ -440,25 +460,32 @@ cdef bint region_free(Region *r) noexcept nogil:
 #                6. where that fails nothing is ever readable there: operations raise, a touch stops
 # What the parent was fetching goes on there, into its own memory. Blocks under way were claimed by threads that the child does not have.
 
-cdef void _advise_all(int advice) noexcept nogil:
+cdef void _share_private_writes(bint share) noexcept nogil:
     cdef uint64_t i
     cdef Region *r
     for i in range(_count):
         r = _entries[i].region
-        if r.writable and lm_load32(&r.status) == LIVE:
-            madvise(<void *>r.base, r.map_nbytes, advice)
+        if not r.writable or lm_load32(&r.status) != LIVE:
+            continue
+        if r.delivery != MPROTECT:
+            madvise(<void *>r.base, r.map_nbytes, MADV_DOFORK if share else MADV_DONTFORK)
+        elif not share:
+            mprotect_copy_end(&r.exposure)
+        elif memory_for(lm_load64(&r.held)) == 0:  # else it is LOST in the child
+            mprotect_copy(&r.exposure)
+            memory_returned(lm_load64(&r.held))
 
 
 cdef void regions_hold() noexcept nogil:
-    """Before a fork: nobody is changing the registry while it is copied. GIL: any. Blocks: for microseconds."""
+    """Before a fork: nobody is changing the registry while it is copied. GIL: any. Blocks: for microseconds, and as long as it takes
+    to copy what is resident of arrays with private writes in shared memory."""
     lm_registry_hold()
-    lm_park(b"fork held")
-    _advise_all(MADV_DOFORK)
+    _share_private_writes(True)
 
 
 cdef void regions_let_go() noexcept nogil:
     """After it, in the parent and in the child. GIL: any."""
-    _advise_all(MADV_DONTFORK)
+    _share_private_writes(False)
     lm_registry_let_go()
 
 
@@ -471,20 +498,40 @@ cdef void _keep_resident(Region *r) noexcept nogil:
         state = word & STATE
         if word == MISSING:
             continue
-        if state == RESIDENT or state == DIRTY:
+        if (state == RESIDENT or state == DIRTY) and (r.delivery != MPROTECT or mprotect_was_copied(&r.exposure, block)):
             r.words[block] = state
             r.counters.blocks += 1
             continue
-        if word & STANDIN or state == LEAVING:
+        if r.delivery != MPROTECT and (word & STANDIN or state == LEAVING):
             whole = whole_pages(region_block_nbytes(r, block))
             madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED)
         r.words[block] = MISSING
 
 
+cdef void _forget_resident(Region *r) noexcept nogil:
+    """5."""
+    if madvise(r.words, r.nblocks * sizeof(uint32_t) + 1, MADV_DONTNEED):
+        memset(r.words, 0, r.nblocks * sizeof(uint32_t))  # somebody locked it (mlockall)
+    account_for_memory(<int64_t>r.held)
+    r.held = 0
+
+
+cdef int _inherit_file(Region *r) noexcept nogil:
+    """`_inherit` for memory that is a file's."""
+    cdef int error
+    if r.writable:
+        _keep_resident(r)
+        return mprotect_inherit(&r.exposure, True)
+    account_for_files(-<int64_t>r.held)
+    _forget_resident(r)
+    return mprotect_inherit(&r.exposure, False)
+
+
 cdef int _inherit(Region *r, int uffd) noexcept nogil:
     """Make a region of the parent's work in this child. Return: 0 / -errno."""
     cdef int error
-    memset(&r.counters, 0, sizeof(Counters))
+    if uffd < 0:
+        return uffd
     if r.writable:
         error = uffd_register(uffd, r.base, r.map_nbytes)
         if error == 0:
@@ -496,37 +543,39 @@ cdef int _inherit(Region *r, int uffd) noexcept nogil:
         madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
         error = uffd_register(uffd, r.base, r.map_nbytes)
         munlock(<void *>r.base, r.map_nbytes)
-        if madvise(r.words, r.nblocks * sizeof(uint32_t) + 1, MADV_DONTNEED):
-            memset(r.words, 0, r.nblocks * sizeof(uint32_t))  # somebody locked it (mlockall)
+        _forget_resident(r)
         if error == 0 and r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ):
             error = -errno
-        account_for_memory(<int64_t>r.held)
-        r.held = 0
     return error
 
 
 cdef void regions_inherit(int uffd) noexcept nogil:
-    """In a forked child: make its parent's regions work here, served by `uffd`, inline.
+    """In a forked child: make its parent's regions work here, served by `uffd`, inline; those without one as they were.
 
     Units: uffd a descriptor of this process, or -errno: then they are LOST. GIL: any. Blocks: no. Thread: the only one.
     """
     cdef uint64_t i
     cdef Region *r
     cdef int error
+    mprotect_forget_all()
     for i in range(_count):
         r = _entries[i].region
         lm_store32(&r.users, 0)
         r.standins = 0
         r.loose = 0
         if lm_load32(&r.status) == LIVE:
-            r.uffd = uffd
-            r.delivery = INLINE
-            r.kernel_faults = False
-            error = _inherit(r, uffd) if uffd >= 0 else uffd
+            memset(&r.counters, 0, sizeof(Counters))
+            if r.delivery == MPROTECT:
+                error = _inherit_file(r)
+            else:
+                r.uffd = uffd
+                r.delivery = INLINE
+                r.kernel_faults = False
+                error = _inherit(r, uffd)
             if error == 0:
                 continue
             lm_store32(&r.status, LOST)  # 6.
-            if r.writable:
+            if r.writable and r.delivery != MPROTECT:
                 mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
                 continue
         mmap(<void *>r.base, r.map_nbytes, PROT_NONE,

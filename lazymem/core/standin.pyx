@@ -8,20 +8,17 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport abort
 from libc.string cimport memset, strlen
 
-from lazymem.core.abi cimport MADV_DONTNEED_LOCKED
 from lazymem.core.failure cimport *
 from lazymem.core.native cimport *
-from lazymem.core.parking cimport lm_park
+from lazymem.core.place cimport place_bytes, place_empty, place_holds, place_seen, place_shown, place_woken, place_zeros
 from lazymem.core.region cimport *
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport STANDIN_REGIONS, Standins, Thread, thread_self
-from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
+from lazymem.core.uffd cimport page_nbytes
 
 
 cdef extern from "native.h" nogil:
-    int madvise(void *, size_t, int)
-    int munlock(const void *, size_t)
-    int MADV_DONTNEED, INT_MAX
+    int INT_MAX
 
 cdef void publish(Region *r, uint64_t block, uint32_t now) noexcept nogil:
     """Leave FILLING or LEAVING for `now`, and wake who sleeps for it: on the word, and in the kernel.
@@ -32,7 +29,7 @@ cdef void publish(Region *r, uint64_t block, uint32_t now) noexcept nogil:
     if was & WAITERS:
         lm_futex_wake(&r.words[block], INT_MAX)
     if was & JOINED:
-        uffd_wake(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
+        place_woken(r, block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
 
 
 cdef char _zeros[65536]
@@ -156,15 +153,6 @@ cdef void drop_loose() noexcept nogil:
         lm_sub32(&r.users, 1)
 
 
-cdef bint _has_pages(uint64_t start, uint64_t whole) noexcept nogil:
-    cdef uint64_t done = 0
-    while done < whole:
-        if not page_is_absent(start + done):
-            return True
-        done += page_nbytes()
-    return False
-
-
 cdef bint stand_in_loose(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
     """Let a failed touch outside operations go on: under a guard, or on a thread that will be told.
 
@@ -190,25 +178,24 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
     """`stand_in` and `stand_in_loose`."""
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word), state = seen & STATE
-    cdef uint64_t start = r.base + block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block)), done = 0
+    cdef uint64_t at = block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block))
     if state == RESIDENT or state == DIRTY or state == FILLING or state == LEAVING:
         if state == FILLING and (seen >> DETAIL_SHIFT) == toucher.tid and not seen & MAKING:
             return not loose and _stand_in_own(r, block, toucher, error)
         if state == FILLING and (error == ETIMEDOUT or error == EDEADLK):
             return False  # another thread's fetch hangs, or waits for ours: its block is not ours to put zeros into
-        uffd_wake(r.uffd, start, whole)  # somebody else is more fortunate: touch again
+        place_woken(r, at, whole)  # somebody else is more fortunate: touch again
         return True
     if seen & WITNESS and not loose or not (_remember_loose(r, block) if loose else _remember_standin(toucher, r, block)):
         return False
     if not lm_cas32(word, seen, FILLING | MAKING | (seen & STANDIN) | (toucher.tid << DETAIL_SHIFT)):
-        uffd_wake(r.uffd, start, whole)
+        place_woken(r, at, whole)
         return True
     if not (seen & STANDIN):
-        if r.writable and _has_pages(start, whole):    # dropping the stand-in would drop private writes with it
+        if r.writable and place_holds(r, at, whole):   # dropping the stand-in would drop private writes with it
             publish(r, block, seen & ~<uint32_t>WAITERS)
             return False
         _count_standin(r, 1)                           # (1)
-        lm_park(b"standin 1")
         lm_or32(word, STANDIN)                         # a child forked from here on must drop what it finds
     elif seen & LOOSE:
         lm_sub64(&r.loose, 1)
@@ -218,12 +205,10 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
         _log_failure(toucher.tid, r, block, error)     # (2)
     else:
         _note_failure(toucher, r, block, error)
-    lm_park(b"standin 2")
-    if not _map_absent(r, start, whole):               # (3)
+    if _map_absent(r, block):                          # (3)
         unmap_standin(r, block, loose)                 # no memory even for that: the touch would come back for ever
         publish(r, block, FAILED | (<uint32_t>error << DETAIL_SHIFT))
         return False
-    lm_park(b"standin 3")
     publish(r, block, FAILED | STANDIN | (LOOSE if loose else 0) | (<uint32_t>error << DETAIL_SHIFT))
     return True
 
@@ -231,7 +216,6 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
 cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
     """A source touched the very block it is being asked for. The block stays claimed; its fetch fails as it ends, and `_fill`
     drops the zeros before it says so. Return: False where pages of the block hold bytes that must not be dropped with them."""
-    cdef uint64_t start = r.base + block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block))
     cdef uint32_t *word = &r.words[block]
     if lm_load32(word) & (AGAIN | WITNESS):
         return False
@@ -239,41 +223,45 @@ cdef bint _stand_in_own(Region *r, uint64_t block, Thread *toucher, int error) n
         lm_or32(word, STANDIN)
         _count_standin(r, 1)
     _note_failure(toucher, r, block, error)
-    return _map_absent(r, start, whole)
+    return _map_absent(r, block) == 0
 
 
-cdef bint _map_absent(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+cdef int _map_absent(Region *r, uint64_t block) noexcept nogil:
     """NaN or NaT, where the array's elements have it: what was made of them by mistake shows. Only so many, since each takes memory.
 
-    Return: False when there is no memory for them.
+    Return: 0 / -errno: there is no memory for them.
     """
+    cdef uint64_t at = block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block))
     cdef char page[ABSENT_PAGE_NBYTES]
     cdef uint64_t i, done = 0, page_size = page_nbytes()
+    cdef int error
     if r.absent_nbytes == 0 or page_size > ABSENT_PAGE_NBYTES or lm_load64(&r.standins) * r.block_nbytes > ABSENT_MOST_NBYTES:
-        return _map_zeros(r, start, whole)
+        error = _map_zeros(r, at, whole)
+        return error if error else place_shown(r, block)
     for i in range(page_size):  # elements of 2, 4, 8 or 16 bytes: every page of the block holds the same
-        page[i] = r.absent[_phase(r, start + i)]
+        page[i] = r.absent[_phase(r, at + i)]
     while done < whole:
-        if uffd_copy(r.uffd, start + done, <uint64_t>&page[0], page_size, &r.counters.copy):
-            return False
+        error = place_bytes(r, at + done, <uint64_t>&page[0], page_size)
+        if error:
+            return error
         done += page_size
-    return True
+    return place_shown(r, block)
 
 
-cdef bint _map_zeros(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+cdef int _map_zeros(Region *r, uint64_t at, uint64_t whole) noexcept nogil:
     """The zero page where it can be had: a scan over a dead source must not eat memory. Poisoned pages need a copy."""
     cdef uint64_t done = 0
     cdef int error
-    if uffd_zero(r.uffd, start, whole) == 0:
-        return True
+    if place_zeros(r, at, whole) == 0:
+        return 0
     while done < whole:
-        error = uffd_zero(r.uffd, start + done, page_nbytes())
+        error = place_zeros(r, at + done, page_nbytes())
         if error == -EEXIST:
-            error = uffd_copy(r.uffd, start + done, <uint64_t>&_zeros[0], page_nbytes(), &r.counters.copy)
+            error = place_bytes(r, at + done, <uint64_t>&_zeros[0], page_nbytes())
         if error:
-            return False
+            return error
         done += page_nbytes()
-    return True
+    return 0
 
 
 cdef void _stop_undropped() noexcept nogil:
@@ -292,47 +280,42 @@ cdef bint stores_lost() noexcept nogil:
     return lm_swap32(&_stores_lost, 0) != 0
 
 
-cdef bint _holds_stores(Region *r, uint64_t start, uint64_t whole) noexcept nogil:
+cdef bint _holds_stores(Region *r, uint64_t at, uint64_t whole) noexcept nogil:
     """Has the program stored into a stand-in? Then a page of it differs from what was mapped. A store of the same bytes is no loss."""
+    cdef char copied[ABSENT_PAGE_NBYTES]
+    cdef const char *page
     cdef uint64_t done = 0, i
     cdef bint zeros, absent
-    cdef char byte
-    while done < whole:
+    while done < whole and page_nbytes() <= ABSENT_PAGE_NBYTES:
         zeros = True
         absent = r.absent_nbytes != 0
-        if not page_is_absent(start + done):  # somebody may have dropped it: reading it would fault
-            for i in range(done, done + page_nbytes()):
-                byte = (<const char *>start)[i]
-                zeros = zeros and byte == 0
-                absent = absent and byte == r.absent[_phase(r, start + i)]
+        page = place_seen(r, at + done, copied)
+        if page != NULL:  # somebody may have dropped it: reading it would fault
+            for i in range(page_nbytes()):
+                zeros = zeros and page[i] == 0
+                absent = absent and page[i] == r.absent[_phase(r, at + done + i)]
                 if not zeros and not absent:
                     return True
         done += page_nbytes()
     return False
 
 
-cdef inline uint64_t _phase(Region *r, uint64_t addr) noexcept nogil:
-    """Which byte of `r.absent` stands at an address."""
-    return (addr - r.base + r.absent_nbytes - r.absent_at % r.absent_nbytes) % r.absent_nbytes
+cdef inline uint64_t _phase(Region *r, uint64_t at) noexcept nogil:
+    """Which byte of `r.absent` stands at a byte of the region."""
+    return (at + r.absent_nbytes - r.absent_at % r.absent_nbytes) % r.absent_nbytes
 
 
 cdef void unmap_standin(Region *r, uint64_t block, bint loose) noexcept nogil:
     """Steps (4) and (5). GIL: never. Blocks: no. Thread: the claimer of the block."""
-    cdef uint64_t whole = whole_pages(region_block_nbytes(r, block)), start = r.base + block * r.block_nbytes
-    cdef void *memory = <void *>start
-    if r.writable and _holds_stores(r, start, whole):
+    if r.writable and _holds_stores(r, block * r.block_nbytes, whole_pages(region_block_nbytes(r, block))):
         if lm_add64(&r.stores_lost, 1) == 0:
             r.store_lost_block = block
         lm_store32(&_stores_lost, 1)
-    if madvise(memory, whole, MADV_DONTNEED) and madvise(memory, whole, MADV_DONTNEED_LOCKED):
-        munlock(memory, whole)  # before Linux 5.18
-        if madvise(memory, whole, MADV_DONTNEED):
-            _stop_undropped()
-    lm_park(b"standin 4")
+    if place_empty(r, block):
+        _stop_undropped()
     if loose:
         lm_sub64(&r.loose, 1)
     _count_standin(r, -1)
-    lm_park(b"standin 5")
 
 
 cdef void drop_standins(Thread *me) noexcept nogil:

@@ -27,6 +27,8 @@ ctypedef struct Thread:
     uint32_t attempts          # at the fetch that this thread did last
     int loose_error            # errno of a touch outside operations that failed; others fail at once while `failures_era` is the same
     uint64_t loose_era
+    uint64_t same_addr         # of its latest SIGSEGV in a block that may be accessed, and how many there were in a row
+    uint32_t same_faults
     void *chain[CHAIN_MAX]     # the regions of those sources
     uint32_t around_depth      # in a provider process: arrays that wait, outside it, for what this thread does
     uint64_t around[CHAIN_MAX] # their identities

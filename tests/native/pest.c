@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -261,6 +262,43 @@ void handle_by_touching(int sig, void *base, uint64_t n, uint64_t step)
 }
 
 int64_t handled(int wrong) { return (int64_t)(wrong ? handler_wrong : handler_calls); }
+
+static struct { char *base; uint64_t step, at, marks; unsigned char *marked; } marking;
+
+static void mark_in_handler(int sig)
+{
+    uint64_t i = __atomic_load_n(&marking.at, __ATOMIC_SEQ_CST);
+    ((volatile int64_t *)(marking.base + i * marking.step))[1] = -1 - (int64_t)i;
+    marking.marks += !marking.marked[i];
+    marking.marked[i] = 1;
+}
+
+/* Touch n steps one after another, while SIGALRM's handler writes beside the word that is being touched, each so many us. How many of
+ * its writes were lost; -1: there were fewer than 20. */
+int64_t touch_and_mark(char *base, uint64_t n, uint64_t step, uint64_t every_us)
+{
+    struct sigaction action;
+    struct itimerval timer = {{0, (long)every_us}, {0, (long)every_us}}, off = {{0, 0}, {0, 0}};
+    uint64_t i, lost = 0;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = mark_in_handler;
+    action.sa_flags = SA_RESTART;
+    marking.base = base;
+    marking.step = step;
+    marking.marks = 0;
+    marking.marked = calloc(n, 1);
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &timer, NULL);
+    for (i = 0; i < n; i++) {
+        __atomic_store_n(&marking.at, i, __ATOMIC_SEQ_CST);
+        (void)*(volatile int64_t *)(base + i * step);
+    }
+    setitimer(ITIMER_REAL, &off, NULL);
+    for (i = 0; i < n; i++)
+        lost += marking.marked[i] && ((int64_t *)(base + i * step))[1] != -1 - (int64_t)i;
+    free(marking.marked);
+    return marking.marks < 20 ? -1 : (int64_t)lost;
+}
 
 static void exit_in_handler(int sig, siginfo_t *info, void *ucontext)
 {

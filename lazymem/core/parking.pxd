@@ -1,2 +1,0 @@
-cdef extern from "parking.h" nogil:
-    void lm_park(const char *point) noexcept
