@@ -48,6 +48,8 @@ class Held:
         self.block_words = self.region.block_nbytes // WORD_NBYTES
         self.stripe_words = -(-len(expected) // STRIPES)
         self.stripes = [threading.Lock() for _ in range(STRIPES)]
+        # Can no fetch of it fail? While an operation fails, others' plain touches may meet what stands in, and are not told.
+        self.certain = not mortal and not bad.any()
         self.uses, self.leaving = 0, False
         self.name = f"{kind}, {self.region.delivery}, mode {self.region.mode}, blocks of {self.region.block_nbytes}"
 

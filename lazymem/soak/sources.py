@@ -112,14 +112,15 @@ def from_memory(place: Place, rng: np.random.Generator, delivery: str) -> Held:
 
 
 def from_c(place: Place, rng: np.random.Generator, delivery: str) -> Held:
-    """A function in C; some blocks of it always fail."""
+    """A function in C; of every second one some blocks always fail."""
     seed, n, block_nbytes = int(rng.integers(1 << 62)), _size(rng, 512), _block_nbytes(rng)
-    told = np.array([seed, block_nbytes, _BAD_ONE_IN, 0], "u8")
+    bad_one_in = int(rng.choice([0, _BAD_ONE_IN]))
+    told = np.array([seed, block_nbytes, bad_one_in, 0], "u8")
     array = lazymem.from_provider(
         lazymem.CFunction(samples.mixed(), n * WORD_NBYTES, told),
         dtype="u8", mode=_mode(rng), delivery=delivery, block_nbytes=block_nbytes, timeout=NATIVE_S,
     )  # fmt: skip
-    bad = bad_blocks(seed, lazymem.region(array).nblocks, _BAD_ONE_IN)
+    bad = bad_blocks(seed, lazymem.region(array).nblocks, bad_one_in)
     return _native(array, "C function", words(seed, n), bad, lambda: int(told[3]))
 
 

@@ -13,7 +13,7 @@ _PAGE_WORDS = PAGE_NBYTES // WORD_NBYTES
 
 
 def _cheap(held: Held) -> bool:
-    return not held.mortal and not held.private
+    return held.certain and not held.private
 
 
 def act(me: Actor) -> None:
@@ -22,8 +22,6 @@ def act(me: Actor) -> None:
         if held is None:
             return
         start, stop = held.part(me.rng, 1 << 20)
-        if held.bad_in(start, stop):
-            return
         what = f"churn [{start}:{stop}] of {len(held.expected)}, {held.name}"
         for _ in range(4):
             with me.within(held.limit_s(start, stop), what):

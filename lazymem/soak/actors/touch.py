@@ -11,7 +11,7 @@ THREADS = 2
 
 
 def _certain(held: Held) -> bool:
-    return not held.mortal  # a fetch that fails nobody could be told of here
+    return held.certain
 
 
 def act(me: Actor) -> None:
@@ -20,8 +20,6 @@ def act(me: Actor) -> None:
         if held is None:
             return
         start, stop = held.part(me.rng, 1 << 20)
-        if held.bad_in(start, stop):
-            return
         what = f"touch [{start}:{stop}] of {len(held.expected)}, {held.name}"
         with held.still(start, stop) as still, me.within(held.limit_s(start, stop), what):
             if not still:

@@ -23,7 +23,7 @@ def write(me: Actor, held: Held, start: int, values: Words) -> None:
     for _ in range(_TRIES):
         written = False
         with me.looking(held, start, stop, "write"):
-            if me.rng.random() < 0.5 and not held.mortal:
+            if me.rng.random() < 0.5 and held.certain:
                 np.asarray(held.array)[start:stop] = values
             else:
                 held.array[start:stop] = values
