@@ -192,8 +192,7 @@ def test_memory_and_descriptors_go_at_once(delivery):
         full = resident()
         del b  # without close, the same
         assert full - resident() > 60 << 20
-        # A handler that has just woken the reader may be in it still; then the next array made or gone lets go of it.
-        assert wait_until(lambda: lm.from_provider(b"next", delivery={delivery!r}) is not None and descriptors() == fds)
+        assert wait_until(lambda: descriptors() == fds)  # a handler that has just woken the reader may be in it still
     """)
 
 

@@ -14,7 +14,7 @@ FLOORS = {
     "lazymem.core.failure": 3, "lazymem.core.limit": 3, "lazymem.core.interrupt": 3,
     "lazymem.core.mprotect": 3,
     "lazymem.core.region": 4, "lazymem.core.process": 4,
-    "lazymem.core.place": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
+    "lazymem.core.place": 5, "lazymem.core.reaper": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
     "lazymem.core.standin": 6,
     "lazymem.core.fill": 7, "lazymem.core.measure": 7,
     "lazymem.core.inline": 8, "lazymem.core.threads": 8, "lazymem.core.jobs": 8,

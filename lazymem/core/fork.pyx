@@ -11,6 +11,7 @@ from lazymem.core.interrupt cimport interrupt_forget
 from lazymem.core.jobs cimport jobs_forget, jobs_hold, jobs_let_go
 from lazymem.core.pool cimport pool_forget_all
 from lazymem.core.process cimport rings_forget
+from lazymem.core.reaper cimport reaper_forget
 from lazymem.core.region cimport regions_any, regions_hold, regions_inherit, regions_let_go
 from lazymem.core.serve cimport serve_forget
 from lazymem.core.thread cimport thread_forget_all
@@ -43,6 +44,7 @@ cdef void _in_child() noexcept nogil:
     failures_forget()
     rings_forget()
     interrupt_forget()
+    reaper_forget()
     told_forget()
     serve_forget()
     # 3. The addresses.

@@ -21,31 +21,14 @@ from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_self
 cdef extern from *:
     """
     #include <pthread.h>
-    #include <signal.h>
     #include <sys/prctl.h>
     static pthread_mutex_t lm_jobs_lock = PTHREAD_MUTEX_INITIALIZER;
     static inline void lm_jobs_enter(void) { pthread_mutex_lock(&lm_jobs_lock); }
     static inline void lm_jobs_exit(void) { pthread_mutex_unlock(&lm_jobs_lock); }
-    static int lm_start_helper(void *(*run)(void *))
-    {
-        pthread_t thread;
-        sigset_t all, before;
-        int error;
-        sigfillset(&all);
-        sigdelset(&all, SIGBUS);
-        sigdelset(&all, SIGSEGV);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        error = pthread_create(&thread, NULL, run, NULL);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (!error)
-            pthread_detach(thread);
-        return -error;
-    }
     static inline void lm_name_helper(void) { prctl(PR_SET_NAME, "lazymem-fetcher", 0, 0, 0); }
     """
     void lm_jobs_enter() noexcept nogil
     void lm_jobs_exit() noexcept nogil
-    int lm_start_helper(void *(*run)(void *) noexcept nogil) noexcept nogil
     void lm_name_helper() noexcept nogil
 
 cdef extern from "abi.h" nogil:
@@ -169,7 +152,7 @@ cdef Job *_post(Region *r, uint64_t first, uint64_t last, uint32_t helpers, bint
     cdef Thread *me = thread_self()
     cdef int i
     lm_jobs_enter()
-    while _helpers < helpers and _helpers < HELPERS_MAX and lm_start_helper(_helper) == 0:
+    while _helpers < helpers and _helpers < HELPERS_MAX and lm_start_thread(_helper, 0) == 0:
         lm_add32(&_helpers, 1)
     if _helpers:
         for i in range(JOBS):

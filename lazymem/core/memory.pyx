@@ -2,11 +2,10 @@
 
 `Memory`: the region's owner. Arrays reach it as their base, so it lives as long as they do; it exports the region as a buffer, keeps
 the source alive, and ends the region, at the latest when it dies. Deallocation never waits: where a fetch is still running, address
-space and source go to a list that is looked through whenever a region is made, closed or deallocated.
+space and source are the reaper's.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
@@ -17,6 +16,7 @@ from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
 from lazymem.core.limit cimport account_for_memory, memory_limit_set
 from lazymem.core.native cimport *
 from lazymem.core.place cimport place_shown_all
+from lazymem.core.reaper cimport reap_later, reap_now
 from lazymem.core.region cimport *
 from lazymem.core.source cimport NativeSource
 from lazymem.core.standin cimport forget_standins, stores_lost
@@ -30,23 +30,7 @@ from lazymem.errors import page_error
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
 
-# Regions whose owner is gone while somebody was still in them: (address of the Region, source).
-_dying = []
 _CLOSE_PATIENCE_NS = 5_000_000_000
-
-
-def reap():
-    """Free what can be freed of regions whose owners are gone. Returns how many are left. Blocks: no. GIL: kept."""
-    cdef Py_ssize_t i = 0
-    while i < len(_dying):
-        address, source = _dying[i]
-        if region_free(<Region *><size_t>address):
-            forget_standins(<Region *><size_t>address)  # its structure stays, and nobody takes it without the GIL
-            Py_DECREF(source)
-            del _dying[i]
-        else:
-            i += 1
-    return len(_dying)
 
 
 def set_memory_limit(uint64_t nbytes):
@@ -155,8 +139,7 @@ cdef class Memory:
             if r != NULL and source.nbytes:
                 raise ValueError(f"memory of lazy array {r.name.decode('utf-8', 'replace')!r} as the source of another: its "
                                  "pages would be read by the kernel while they are missing; pass its own source, or a copy")
-        if _dying:
-            reap()
+        reap_now()
         self._source = source
         self.region = region_create(source.source, source.nbytes, block_nbytes, fd, delivery, ANONYMOUS, writable,
                                     timeout_ns, retries, text, &error)
@@ -177,12 +160,8 @@ cdef class Memory:
         r.owner = NULL
         if lm_load32(&r.status) == LIVE:
             _end(r, 0)
-        if region_free(r):
-            forget_standins(r)
-        else:
-            # Held by hand too: as the interpreter ends the list goes, and a fetch may still be running in the source.
-            Py_INCREF(self._source)
-            _dying.append((<size_t>r, self._source))
+        if not region_free(r):
+            reap_later(r, self._source)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         cdef Region *r = self.region
@@ -496,8 +475,7 @@ cdef class Memory:
         if error:
             raise OSError(-error, f"cannot unmap array {self.name!r}")
         self._source.close()
-        if _dying:
-            reap()
+        reap_now()
         return True
 
 

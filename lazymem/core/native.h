@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -145,6 +146,27 @@ static inline void lm_say(const char *text, size_t nbytes)
 {
     ssize_t written = write(2, text, nbytes);
     (void)written;
+}
+
+/* A thread of ours that nobody joins, and that takes no signals: they are the program's. stack_nbytes 0: the usual. 0 / -errno. */
+static inline int lm_start_thread(void *(*run)(void *), size_t stack_nbytes)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int error;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    if (stack_nbytes)
+        pthread_attr_setstacksize(&attributes, stack_nbytes);
+    sigfillset(&all);
+    sigdelset(&all, SIGBUS);   /* a source that touches an inline array */
+    sigdelset(&all, SIGSEGV);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&thread, &attributes, run, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return -error;
 }
 
 /* Thread-local words that a signal handler may read: initial-exec storage is part of the thread's own block, where the

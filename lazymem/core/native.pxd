@@ -35,6 +35,7 @@ cdef extern from "native.h" nogil:
     void lm_futex_wake_shared(uint32_t *word, int waiters)
     uint32_t lm_gettid()
     bint lm_thread_is_gone(uint32_t tid)
+    int lm_start_thread(void *(*run)(void *) noexcept nogil, size_t stack_nbytes)
     int lm_signal_thread(uint32_t tid, int sig)
     void lm_say(const char *text, size_t nbytes)
     const char *lm_errno_text(int error)

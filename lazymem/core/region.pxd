@@ -56,7 +56,8 @@ ctypedef struct Region:
     uint32_t arrays      # LazyArray instances whose memory this is
     uint32_t exports     # buffers handed out
     void *owner          # the Python object, borrowed; only with the GIL
-    Region *next_free
+    Region *next_free    # of the free ones, or of those that die
+    void *kept           # while it dies: the Python object that its source lives in, a reference
     char name[NAME_NBYTES]
     uint32_t nests         # its source has been seen to touch lazy arrays
     uint64_t last_failure  # log number, block and errno of its latest failed touch: for operations that find the log overrun
@@ -87,6 +88,9 @@ cdef uint64_t region_block_nbytes(Region *r, uint64_t block) noexcept nogil
 cdef uint64_t whole_pages(uint64_t nbytes) noexcept nogil
 cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil
 cdef bint region_free(Region *r) noexcept nogil
+cdef void region_die(Region *r, void *kept) noexcept nogil
+cdef bint regions_free(uint32_t *freed) noexcept nogil
+cdef bint region_bury(void **kept) noexcept nogil
 cdef void regions_hold() noexcept nogil
 cdef void regions_let_go() noexcept nogil
 cdef void regions_inherit(int uffd) noexcept nogil

@@ -15,6 +15,7 @@ from libc.string cimport memcpy, memmove, memset, strncpy
 
 from libc.stdint cimport int64_t
 
+from lazymem.core.failure cimport standins_count
 from lazymem.core.limit cimport account_for_files, account_for_memory, memory_for, memory_returned
 from lazymem.core.mprotect cimport (
     mprotect_copy, mprotect_copy_end, mprotect_empty, mprotect_forget_all, mprotect_inherit, mprotect_open, mprotect_release,
@@ -63,6 +64,8 @@ cdef extern from *:
     void lm_registry_hold() noexcept nogil
     void lm_registry_let_go() noexcept nogil
 
+# Longer than a handler thread takes from waking who touched to having left.
+cdef uint64_t PARTING_NS = 10000
 # Huge pages, once we use them, need regions that start where they do.
 cdef uint64_t ALIGN_NBYTES = 2 << 20
 
@@ -76,6 +79,7 @@ cdef uint64_t _count = 0
 cdef uint64_t _capacity = 0
 cdef Region *_free_regions = NULL
 cdef uint64_t _next_id = 1
+cdef Region *_dying = NULL     # nobody finds them any more, but somebody is in them, or their source is still to be let go of
 
 
 cdef void *_pages(uint64_t nbytes) noexcept nogil:
@@ -400,7 +404,7 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
     Return: 0; -ETIMEDOUT somebody is still in a fetch: memory is gone all the same, the source must stay; -ENOMEM the kernel refused.
     GIL: any. Blocks: until the deadline. Thread: any, once.
     """
-    cdef uint64_t pause_ns = 1000
+    cdef uint64_t pause_ns = 1000, spin_until_ns
     lm_store32(&r.status, CLOSED)  # 1.
     if r.delivery == MPROTECT:
         mprotect_shut(&r.exposure)
@@ -413,7 +417,10 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
         account_for_files(-<int64_t>lm_load64(&r.held))
     else:
         uffd_wake(r.uffd, r.base, r.map_nbytes)
-    while lm_load32(&r.users) != 0:  # 3.
+    spin_until_ns = lm_now_ns() + PARTING_NS
+    while lm_load32(&r.users) != 0 and lm_now_ns() < spin_until_ns:  # 3. a handler thread that is just leaving
+        lm_pause()
+    while lm_load32(&r.users) != 0:  # a fetch
         if lm_now_ns() >= deadline_ns:
             return -ETIMEDOUT
         lm_sleep_ns(pause_ns)
@@ -432,17 +439,82 @@ cdef bint region_free(Region *r) noexcept nogil:
     Return: False while somebody is still in it: call again later. GIL: any. Blocks: no.
     """
     cdef sigset_t before
+    cdef bint freed
     lm_registry_enter(&before)
     _remove(r)                       # 1. nobody finds it any more
-    if lm_load32(&r.users) != 0:     # 2. who found it before?
-        lm_registry_exit(&before)
+    freed = _free(r)                 # 2. who found it before?
+    if freed:
+        _give_slot(r)
+    lm_registry_exit(&before)
+    return freed
+
+
+cdef bint _free(Region *r) noexcept nogil:
+    """Thread: registry entered. Return: False while somebody is in it."""
+    if lm_load32(&r.users) != 0:
         return False
     lm_store32(&r.status, FREED)
+    standins_count(-<int64_t>lm_load64(&r.standins))
+    lm_store64(&r.standins, 0)
     _unmap_region(r)
     r.words = NULL
-    _give_slot(r)
-    lm_registry_exit(&before)
     return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Dying
+#
+# What could not be freed, since somebody was in it: its memory goes as soon as nobody is (no GIL), its source after that (with it).
+
+cdef void region_die(Region *r, void *kept) noexcept nogil:
+    """Note a region that `region_free` could not free, and a reference to what keeps its source. GIL: any. Blocks: no."""
+    cdef sigset_t before
+    global _dying
+    lm_registry_enter(&before)
+    r.kept = kept
+    r.next_free = _dying
+    _dying = r
+    lm_registry_exit(&before)
+
+
+cdef bint regions_free(uint32_t *freed) noexcept nogil:
+    """Free the memory of those that nobody is in any more. Return: are there any left with memory? GIL: any. Blocks: no.
+
+    Units: `freed` counts those that are to be buried.
+    """
+    cdef sigset_t before
+    cdef Region *r
+    cdef bint left = False
+    freed[0] = 0
+    lm_registry_enter(&before)
+    r = _dying
+    while r != NULL:
+        if lm_load32(&r.status) == FREED or _free(r):
+            freed[0] += 1
+        else:
+            left = True
+        r = r.next_free
+    lm_registry_exit(&before)
+    return left
+
+
+cdef bint region_bury(void **kept) noexcept nogil:
+    """Take one that is freed off the list. Return: was there one? `kept`: the reference, now the caller's. GIL: held. Blocks: no."""
+    cdef sigset_t before
+    cdef Region *r
+    cdef Region **link
+    global _dying
+    lm_registry_enter(&before)
+    link = &_dying
+    while link[0] != NULL and lm_load32(&link[0].status) != FREED:
+        link = &link[0].next_free
+    r = link[0]
+    if r != NULL:
+        link[0] = r.next_free
+        kept[0] = r.kept
+        _give_slot(r)
+    lm_registry_exit(&before)
+    return r != NULL
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -558,6 +630,12 @@ cdef void regions_inherit(int uffd) noexcept nogil:
     cdef Region *r
     cdef int error
     mprotect_forget_all()
+    r = _dying
+    while r != NULL:  # who was in it is not here; its addresses stay its own until it is freed
+        if lm_load32(&r.status) != FREED:
+            lm_store32(&r.users, 0)
+            mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)
+        r = r.next_free
     for i in range(_count):
         r = _entries[i].region
         lm_store32(&r.users, 0)
@@ -584,4 +662,4 @@ cdef void regions_inherit(int uffd) noexcept nogil:
 
 cdef bint regions_any() noexcept nogil:
     """Are there regions that a child could inherit? GIL: any. Blocks: no. Thread: the only one."""
-    return _count != 0
+    return _count != 0 or _dying != NULL

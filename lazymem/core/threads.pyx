@@ -30,32 +30,10 @@ from lazymem.core.uffd cimport (
 
 cdef extern from *:
     """
-    #include <pthread.h>
     #include <signal.h>
     #include <sys/prctl.h>
-    #include <errno.h>
-    /* A detached thread that takes no signals: they are the program's. Return: 0 / -errno. */
-    static int lm_start_thread(void *(*run)(void *), void *argument)
-    {
-        pthread_t thread;
-        pthread_attr_t attributes;
-        sigset_t all, before;
-        int error;
-        pthread_attr_init(&attributes);
-        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        pthread_attr_setstacksize(&attributes, 1 << 20);
-        sigfillset(&all);
-        sigdelset(&all, SIGBUS);   /* a source that touches an inline array */
-        sigdelset(&all, SIGSEGV);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        error = pthread_create(&thread, &attributes, run, argument);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        pthread_attr_destroy(&attributes);
-        return -error;
-    }
     static inline void lm_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
     """
-    int lm_start_thread(void *(*run)(void *) noexcept nogil, void *argument) noexcept nogil
     void lm_name_thread(const char *name) noexcept nogil
     int SIGBUS
 
@@ -106,7 +84,7 @@ cdef bint _somebody_can_read() noexcept nogil:
     if lm_load32(&_count) >= <uint32_t>LIMIT:
         return False
     lm_add32(&_count, 1)
-    if lm_start_thread(_handler, NULL):
+    if lm_start_thread(_handler, 1 << 20):
         lm_sub32(&_count, 1)
         return False
     return True
@@ -233,7 +211,7 @@ def descriptor(uint32_t threads):
     threads = min(threads, <uint32_t>ASKED_MAX)
     while lm_load32(&_count) < threads:
         lm_add32(&_count, 1)
-        error = lm_start_thread(_handler, NULL)
+        error = lm_start_thread(_handler, 1 << 20)
         if error:
             lm_sub32(&_count, 1)
             raise OSError(-error, "no handler thread can be started")

@@ -25,7 +25,6 @@ from lazymem.errors import page_error, touch_error
 cdef extern from *:
     """
     #include <Python.h>
-    #include <pthread.h>
     #include <stdint.h>
     #include <unistd.h>
     #if PY_VERSION_HEX >= 0x030d0000
@@ -58,28 +57,6 @@ cdef extern from *:
     bint lm_exception_waits() noexcept nogil
     bint lm_holds_gil() noexcept nogil
     int lm_raise_in(uint64_t ident, object exception)
-
-cdef extern from *:
-    """
-    #include <signal.h>
-    /* A thread that nobody joins, and that takes no signals. 0 / -errno. */
-    static int lm_start_teller(void *(*run)(void *))
-    {
-        pthread_t thread;
-        sigset_t all, before;
-        int error;
-        sigfillset(&all);
-        sigdelset(&all, SIGBUS);
-        sigdelset(&all, SIGSEGV);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        error = pthread_create(&thread, NULL, run, NULL);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (error == 0)
-            pthread_detach(thread);
-        return -error;
-    }
-    """
-    int lm_start_teller(void *(*run)(void *) noexcept nogil) noexcept nogil
 
 cdef extern from "Python.h" nogil:
     int Py_AddPendingCall(int (*run)(void *) except -1 with gil, void *argument)
@@ -136,7 +113,7 @@ cdef bint tell_thread(Region *r, uint64_t block, int error) noexcept nogil:
 cdef void _have_it_told(Thread *me, News *news) noexcept nogil:
     cdef uint64_t deadline_ns
     if me.tid != lm_main_thread() and lm_cas32(&_teller_starts, 0, 1):
-        if lm_start_teller(_teller):
+        if lm_start_thread(_teller, 0):
             lm_store32(&_teller_starts, 0)
             Py_AddPendingCall(_tell, NULL)  # better late than never
             return

@@ -346,3 +346,37 @@ int fork_and_touch(volatile int64_t *p)
     waitpid(pid, &status, 0);
     return status;
 }
+
+/* ---------------------------------------------------------------- touches as something ends */
+
+static volatile int64_t *read_last;
+static pthread_key_t read_as_a_thread_ends;
+
+static void read_and_say(const char *who, volatile int64_t *p)
+{
+    char text[64];
+    int n = snprintf(text, sizeof text, "%s %lld\n", who, (long long)*p);
+    (void)!write(1, text, (size_t)n);
+}
+
+int threads_ended;
+
+static void at_a_threads_end(void *p)
+{
+    read_and_say("thread's end", p);
+    threads_ended++;
+}
+
+__attribute__((destructor)) static void at_the_end(void)
+{
+    if (read_last)
+        read_and_say("destructor", read_last);
+}
+
+void touch_at_the_end(void *p) { read_last = p; }
+
+void touch_as_this_thread_ends(void *p)
+{
+    pthread_key_create(&read_as_a_thread_ends, at_a_threads_end);
+    pthread_setspecific(read_as_a_thread_ends, p);
+}
