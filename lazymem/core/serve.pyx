@@ -4,8 +4,8 @@
 request and no other is left to take the next, another is started (child.py), up to THREADS_MAX.
 
 A native thread watches, whatever Python does: it holds the word by which the other side learns of our death (a robust futex; the kernel marks it
-when the process ends, however it does), ends the process when the served one is gone, and empties the pipes that are descriptors 1
-and 2 here into the ring, so that printing never waits for anybody.
+when the process ends, however it does), ends the process when the served one is gone, or runs another program, and empties the pipes that are
+descriptors 1 and 2 here into the ring, so that printing never waits for anybody.
 """
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
@@ -112,12 +112,26 @@ cdef extern from *:
         }
     }
 
+    /* The served process's program, as it is now: another that it executes has the same number, and asks nothing. -1: not to be had. */
+    static int lm_open_program(int pid)
+    {
+        char path[32];
+        snprintf(path, sizeof path, "/proc/%d/maps", pid);
+        return open(path, O_RDONLY | O_CLOEXEC);
+    }
+    static int lm_program_is_gone(int fd)   /* its memory is */
+    {
+        char byte;
+        return fd >= 0 && pread(fd, &byte, 1, 0) == 0;
+    }
+
     static void *lm_watch(void *unused)
     {
         static struct robust_list node;
         static struct robust_list_head list;
         uint32_t me = (uint32_t)syscall(SYS_gettid);
         int parent = (int)lm_watched->server_of, pidfd = (int)syscall(SYS_pidfd_open, parent, 0);
+        int program = lm_open_program(parent);
         struct timespec asked_to_end = {0, 0}, now;
         (void)unused;
         prctl(PR_SET_NAME, "lazymem-watch", 0, 0, 0);
@@ -133,7 +147,7 @@ cdef extern from *:
             struct pollfd p[3] = {{pidfd, POLLIN, 0}, {lm_pipes[0], POLLIN, 0}, {lm_pipes[1], POLLIN, 0}};
             int wait_ms = pidfd < 0 || asked_to_end.tv_sec ? 200 : 2000;
             int k, n = poll(p, 3, wait_ms);
-            if (getppid() != parent)
+            if (getppid() != parent || (n == 0 && lm_program_is_gone(program)))
                 _exit(0);
             if (n > 0 && p[0].revents)
                 pidfd = -1;      /* as above */

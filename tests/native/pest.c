@@ -380,3 +380,38 @@ void touch_as_this_thread_ends(void *p)
     pthread_key_create(&read_as_a_thread_ends, at_a_threads_end);
     pthread_setspecific(read_as_a_thread_ends, p);
 }
+
+/* ---------------------------------------------------------------- processes that Python does not make */
+
+/* vfork(): a child in our own memory reads a word and exits with its low byte. Return: its wait status. */
+int vfork_and_touch(volatile int64_t *p)
+{
+    int status = -1;
+    pid_t pid = vfork();
+    if (pid == 0)
+        _exit((int)(*p & 0x7f));
+    waitpid(pid, &status, 0);
+    return status;
+}
+
+/* fork() twice, without Python's hooks: the grandchild reads n words and exits with how many were wrong, and so does its parent. */
+int fork_twice_and_touch(const char *base, uint64_t n, uint64_t step)
+{
+    int status = -1;
+    uint64_t i, wrong = 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        pid_t below = fork();
+        if (below == 0) {
+            for (i = 0; i < n; i++)
+                wrong += *(const volatile int64_t *)(base + i * step) != (int64_t)(i * step / 8);
+            _exit(wrong != 0);
+        }
+        for (i = 0; i < n; i++)
+            wrong += *(const volatile int64_t *)(base + i * step) != (int64_t)(i * step / 8);
+        waitpid(below, &status, 0);
+        _exit(wrong != 0 ? 2 : status != 0 ? 3 : 0);
+    }
+    waitpid(pid, &status, 0);
+    return status;
+}
