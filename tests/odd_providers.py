@@ -160,6 +160,11 @@ def act_raises(self, buffer):
     raise ValueError("told so")
 
 
+def act_fails_late(self, buffer):
+    time.sleep(0.3)
+    raise ValueError("told so")
+
+
 def act_raises_chained(self, buffer):
     try:
         kept = np.frombuffer(buffer, "i8")  # lives on in the first one's traceback

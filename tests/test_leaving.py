@@ -17,7 +17,7 @@ import weakref
 import numpy as np
 import pytest
 from native_kit import address_of, counted, end_of_child, pest
-from odd_providers import PAGE, WORDS, SlowBehind
+from odd_providers import PAGE, WORDS, Odd, SlowBehind
 from support import DELIVERIES, PATIENCE, USERS, wait_until
 from test_provider_life import MARK, marked
 
@@ -108,6 +108,26 @@ def daemon_in_mid_fault_that_holds_the_gil():
 
     threading.Thread(target=read, daemon=True).start()
     under_way.wait()
+
+
+def daemon_whose_fetch_fails_meanwhile():
+    """It is in C code while the interpreter ends, which takes its time. A file has no such fetch."""
+    if setting["source"] == "provider":
+        a = lm.from_provider(Odd("fails_late"), dtype="i8", block_nbytes=PAGE, delivery=setting["delivery"], retries=0)
+        assert touch(a, WORDS) == WORDS
+    else:
+        a, kit = counted(NBLOCKS * PAGE, block_nbytes=PAGE, delivery=setting["delivery"], retries=0)
+        kit.delay_ns, kit.error = 300_000_000, -5
+    threading.Thread(target=pest().touch_one, args=(address_of(a),), daemon=True).start()
+    kept.extend([a, Slow()])
+    time.sleep(0.1)
+
+
+class Slow:
+    """Takes its time to die."""
+
+    def __del__(self, sleep=time.sleep):
+        sleep(0.6)
 
 
 def populating():
@@ -225,7 +245,8 @@ def touched_as_a_thread_ends():
 # What is printed: by an end of the interpreter's, and only if C's exit() follows, or in any case.
 SCENES = {
     nothing: {}, daemon_in_mid_fault: {}, daemons_in_mid_fault: {}, thread_in_mid_fault_that_is_waited_for: {},
-    daemon_in_mid_fault_that_holds_the_gil: {}, populating: {}, operating: {}, prefetching: {}, prefetching_what_is_gone: {},
+    daemon_in_mid_fault_that_holds_the_gil: {}, daemon_whose_fetch_fails_meanwhile: {}, populating: {}, operating: {},
+    prefetching: {}, prefetching_what_is_gone: {},
     closing: {}, under_a_guard: {}, a_thread_under_a_guard: {}, in_a_cycle: {}, views_everywhere: {}, in_a_static: {},
     touched_at_exit: {"python": "at exit 5\n"}, touched_by_finalize: {"python": "finalized 5\n"},
     touched_by_del: {"python": "deleted 5\n"}, touched_in_a_destructor: {"c": "destructor 5\n"},

@@ -26,6 +26,7 @@ cdef extern from *:
     """
     #include <Python.h>
     #include <stdint.h>
+    #include <sys/syscall.h>
     #include <unistd.h>
     #if PY_VERSION_HEX >= 0x030d0000
     #define lm_finalizing() Py_IsFinalizing()
@@ -34,6 +35,11 @@ cdef extern from *:
     #endif
     /* Does Python know this thread, and will it run again? Reads one thread-local word. */
     static inline int lm_is_python_thread(void) { return PyGILState_GetThisThreadState() != NULL && !lm_finalizing(); }
+    /* A daemon thread of an interpreter that is ending: it will never run Python again, nobody waits for it, and it ends with the process. */
+    static inline int lm_is_left_behind(void)
+    {
+        return lm_finalizing() && PyGILState_GetThisThreadState() != NULL && syscall(SYS_gettid) != getpid();
+    }
     static inline uint32_t lm_main_thread(void) { return (uint32_t)getpid(); }
     /* A number that Python gives no other thread; the calling thread is one of Python's. */
     static inline uint64_t lm_thread_ident(void) { return PyThreadState_GetID(PyGILState_GetThisThreadState()); }
@@ -52,6 +58,7 @@ cdef extern from *:
     """
     bint lm_finalizing() noexcept nogil
     bint lm_is_python_thread() noexcept nogil
+    bint lm_is_left_behind() noexcept nogil
     uint32_t lm_main_thread() noexcept nogil
     uint64_t lm_thread_ident() noexcept nogil
     bint lm_exception_waits() noexcept nogil
@@ -88,6 +95,8 @@ cdef bint tell_thread(Region *r, uint64_t block, int error) noexcept nogil:
     """
     cdef Thread *me = thread_self()
     cdef int i
+    while lm_is_left_behind():  # it must neither go on over zeros nor take the process with it, which has a status of its own
+        lm_sleep_ns(1000000000)
     if me == NULL or not lm_is_python_thread() or guards_coming():
         return False
     if error == EINTR:  # it has been told already: by Python, of the signal
