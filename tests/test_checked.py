@@ -37,7 +37,7 @@ class Flipped(Provider):
 
 
 @pytest.mark.parametrize("algorithm", ["crc32", "blake2b"])
-def test_every_flipped_bit_is_found(algorithm):
+def test_trap_50_every_flipped_bit_is_found(algorithm):
     """Of a whole block and of the short one at the end; others are none the worse."""
     flipped = Flipped()
     checked = Checked(flipped, checksums_of(flipped, PAGE, algorithm), block_nbytes=PAGE, algorithm=algorithm)
@@ -68,7 +68,7 @@ def test_part_of_a_block_is_compared_too():
 
 
 @as_somebody
-def test_a_wrong_block_is_never_filled(user, delivery):
+def test_trap_50_a_wrong_block_is_never_filled(user, delivery):
     in_child(check_what_is_filled, delivery, user=user)
 
 
