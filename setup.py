@@ -1,7 +1,8 @@
 """What is compiled, and how? Everything else is in pyproject.toml.
 
 Developer mode (LAZYMEM_DEVELOPER=1, as .ci/run sets it): warnings are errors. Elsewhere a new compiler's new warning breaks
-nobody.
+nobody. LAZYMEM_DEBUG=1 compiles the points in at which tests hold threads up (core/parking.h); LAZYMEM_SANITIZE=address,undefined
+compiles for the sanitizers (tests/lanes.sh runs both). Each wants a build of its own: objects are not rebuilt for other flags.
 """
 
 import os
@@ -17,6 +18,10 @@ if sys.platform.startswith("linux"):
 
     developer = os.environ.get("LAZYMEM_DEVELOPER") == "1"
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-cast-function-type"]
+    lane = ["-DLAZYMEM_DEBUG"] if os.environ.get("LAZYMEM_DEBUG") == "1" else []
+    sanitize = [f"-fsanitize={os.environ['LAZYMEM_SANITIZE']}"] if os.environ.get("LAZYMEM_SANITIZE") else []
+    if sanitize:
+        lane += [*sanitize, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     if developer:
         Options.warning_errors = True
     extensions = cythonize(
@@ -26,8 +31,8 @@ if sys.platform.startswith("linux"):
                 [path],
                 include_dirs=["lazymem/core"],
                 depends=sorted(glob("lazymem/core/*.h")),
-                extra_compile_args=["-O2", "-pthread", *(warnings if developer else [])],
-                extra_link_args=["-pthread"],
+                extra_compile_args=["-O2", "-pthread", *lane, *(warnings if developer else [])],
+                extra_link_args=["-pthread", *sanitize],
             )
             for path in sorted(glob("lazymem/core/*.pyx"))
         ],

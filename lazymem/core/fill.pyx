@@ -18,6 +18,7 @@ from lazymem.core.failure cimport *
 from lazymem.core.interrupt cimport touch_may_be_ended, wait_is_over
 from lazymem.core.limit cimport account_for_files, memory_for, memory_returned
 from lazymem.core.native cimport *
+from lazymem.core.parking cimport lm_park
 from lazymem.core.place cimport place_bytes, place_shown, place_shown_again, place_woken
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
@@ -122,6 +123,7 @@ cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte) noexcept no
     if staging == NULL:
         return -ENOMEM
     error = region_fetch(r, block, staging)
+    lm_park(b"fetched")
     if error == 0:
         memset(<char *>staging + nbytes, 0, whole - nbytes)
         error = place_bytes(r, block * r.block_nbytes + from_byte, <uint64_t>staging + from_byte, whole - from_byte)
@@ -180,13 +182,16 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         if error:
             memory_returned(whole)
     if error == 0:
+        lm_park(b"copied")
         lm_count(&r.held, whole)
         if r.delivery == MPROTECT:
             account_for_files(<int64_t>whole)
         lm_count(&r.counters.blocks, 1)
         lm_count(&r.counters.used, nbytes)
         publish(r, block, RESIDENT)
+        lm_park(b"published")
     else:
+        lm_park(b"failing")
         me = thread_self()
         r.failed_block = block
         r.failed_error = -error
@@ -265,6 +270,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             if seen & STANDIN:
                 unmap_standin(r, block, seen & LOOSE != 0)
                 lm_and_not32(word, STANDIN)
+            lm_park(b"claimed")
             error = _fill(r, block)
             filled[0] = error == 0
             return error
@@ -282,6 +288,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
         waited = True
         if me != NULL and me.interrupted != NULL and me.interrupted():  # before it sleeps, so that it is heard then
             return -EINTR
+        lm_park(b"waits")
         error = table_wait(word, seen, deadline_ns)
         if error == 0 and me != NULL and me.interrupted != NULL and me.interrupted():
             error = -EINTR

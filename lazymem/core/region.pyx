@@ -22,6 +22,7 @@ from lazymem.core.mprotect cimport (
     mprotect_shut, mprotect_was_copied,
 )
 from lazymem.core.native cimport *
+from lazymem.core.parking cimport lm_park
 from lazymem.core.table cimport DIRTY, LEAVING, MISSING, RESIDENT, STANDIN, STATE, table_create, table_destroy
 from lazymem.core.uffd cimport page_nbytes, uffd_register, uffd_wake
 
@@ -96,7 +97,8 @@ cdef bint _insert(Region *r) noexcept nogil:
         grown = <Entry *>_pages(capacity * sizeof(Entry))
         if grown == NULL:
             return False
-        memcpy(grown, _entries, _count * sizeof(Entry))
+        if _count:
+            memcpy(grown, _entries, _count * sizeof(Entry))
         global_set(grown, capacity)
     i = 0
     while i < _count and _entries[i].base < r.base:
@@ -408,10 +410,12 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
     lm_store32(&r.status, CLOSED)  # 1.
     if r.delivery == MPROTECT:
         mprotect_shut(&r.exposure)
+    lm_park(b"close 1")
     if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
             -1, 0) == MAP_FAILED:  # 2.
         return -errno
     madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
+    lm_park(b"close 2")
     if r.delivery == MPROTECT:
         mprotect_empty(&r.exposure)
         account_for_files(-<int64_t>lm_load64(&r.held))
@@ -426,6 +430,7 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
         lm_sleep_ns(pause_ns)
         if pause_ns < 1000000:
             pause_ns *= 2
+    lm_park(b"close 3")
     if r.delivery == MPROTECT:
         mprotect_release(&r.exposure)
     else:
@@ -552,6 +557,7 @@ cdef void regions_hold() noexcept nogil:
     """Before a fork: nobody is changing the registry while it is copied. GIL: any. Blocks: for microseconds, and as long as it takes
     to copy what is resident of arrays with private writes in shared memory."""
     lm_registry_hold()
+    lm_park(b"fork held")
     _share_private_writes(True)
 
 

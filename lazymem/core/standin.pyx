@@ -10,6 +10,7 @@ from libc.string cimport memset, strlen
 
 from lazymem.core.failure cimport *
 from lazymem.core.native cimport *
+from lazymem.core.parking cimport lm_park
 from lazymem.core.place cimport place_bytes, place_empty, place_holds, place_seen, place_shown, place_woken, place_zeros
 from lazymem.core.region cimport *
 from lazymem.core.table cimport *
@@ -196,6 +197,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
             publish(r, block, seen & ~<uint32_t>WAITERS)
             return False
         _count_standin(r, 1)                           # (1)
+        lm_park(b"standin 1")
         lm_or32(word, STANDIN)                         # a child forked from here on must drop what it finds
     elif seen & LOOSE:
         lm_sub64(&r.loose, 1)
@@ -205,10 +207,12 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
         _log_failure(toucher.tid, r, block, error)     # (2)
     else:
         _note_failure(toucher, r, block, error)
+    lm_park(b"standin 2")
     if _map_absent(r, block):                          # (3)
         unmap_standin(r, block, loose)                 # no memory even for that: the touch would come back for ever
         publish(r, block, FAILED | (<uint32_t>error << DETAIL_SHIFT))
         return False
+    lm_park(b"standin 3")
     publish(r, block, FAILED | STANDIN | (LOOSE if loose else 0) | (<uint32_t>error << DETAIL_SHIFT))
     return True
 
@@ -313,9 +317,11 @@ cdef void unmap_standin(Region *r, uint64_t block, bint loose) noexcept nogil:
         lm_store32(&_stores_lost, 1)
     if place_empty(r, block):
         _stop_undropped()
+    lm_park(b"standin 4")
     if loose:
         lm_sub64(&r.loose, 1)
     _count_standin(r, -1)
+    lm_park(b"standin 5")
 
 
 cdef void drop_standins(Thread *me) noexcept nogil:

@@ -1,0 +1,2 @@
+cdef extern from "parking.h" nogil:
+    void lm_park(const char *point) noexcept
