@@ -72,8 +72,8 @@ def settle(options: Options, nbytes: int) -> Options:
     return options._replace(delivery=delivery, block_nbytes=block_nbytes)
 
 
-def _descriptor(options: Options) -> tuple[int, int, bool]:
-    """The userfaultfd for an array, its delivery's number, and whether system calls wait for its pages."""
+def _descriptor(options: Options) -> tuple[int, bool]:
+    """Have the userfaultfd for an array open. Its delivery's number, and whether system calls wait for its pages."""
     delivery = options.delivery
     if delivery == "mprotect":
         if inline.blocks_sigsegv():
@@ -81,9 +81,9 @@ def _descriptor(options: Options) -> tuple[int, int, bool]:
                 "delivery='mprotect' on a thread that blocks SIGSEGV: a touch here would end the process. "
                 "Unblock it (signal.pthread_sigmask)"
             )
-        return -1, _NUMBERS[delivery], False
+        return _NUMBERS[delivery], False
     try:
-        fd, privilege = threads.descriptor(options.threads) if delivery == "threads" else inline.descriptor()
+        privilege, guarded = threads.descriptor(options.threads) if delivery == "threads" else inline.descriptor()
     except OSError as error:
         raise OSError(
             error.errno,
@@ -95,16 +95,18 @@ def _descriptor(options: Options) -> tuple[int, int, bool]:
             "delivery='inline' on a thread that blocks SIGBUS: a touch here would end the process. "
             "Unblock it (signal.pthread_sigmask), or use delivery='threads'"
         )
-    return fd, _NUMBERS[delivery], delivery == "threads" and privilege == 2
+    if not guarded:  # an array that loses its memory must be able to say so
+        inline.take_signals(segv=True)
+    return _NUMBERS[delivery], delivery == "threads" and privilege == 2
 
 
 def make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | ProviderRecipe | str) -> Region:
     options = settle(options, source.nbytes)
-    fd, delivery, kernel_faults = _descriptor(options)
+    delivery, kernel_faults = _descriptor(options)
     own_signals(segv=options.delivery == "mprotect")
     _first_array()
     region = Region(
-        source, options.block_nbytes, fd, delivery, mode == "c", name, options.timeout_ns, options.retries
+        source, options.block_nbytes, delivery, mode == "c", name, options.timeout_ns, options.retries
     )
     region.mode = mode
     region.take_kernel_faults(kernel_faults)

@@ -149,7 +149,7 @@ cdef const char *cause(int error) noexcept nogil:
     if error == ENOBUFS:
         return b"the process may have no more mappings (vm.max_map_count)"
     if error == EBADF:
-        return b"somebody closed a descriptor of lazymem's (closerange?)"
+        return b"somebody closed a descriptor of lazymem's (closerange? a daemoniser?), and it cannot be had again"
     if error == EFAULT:
         return b"the memory it is copied from cannot be read"
     if error == EPROTO:

@@ -181,6 +181,8 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         error = _fill_pages(r, block)
         if error:
             memory_returned(whole)
+        if error == -EBADF:
+            regions_severed()
     if error == 0:
         lm_park(b"copied")
         lm_count(&r.held, whole)

@@ -6,6 +6,7 @@ from lazymem.core.failure cimport *
 from lazymem.core.memory cimport error_of
 from lazymem.core.native cimport *
 from lazymem.core.operation cimport first_after
+from lazymem.core.region cimport regions_severed
 from lazymem.core.standin cimport drop_loose, standins_wait
 
 
@@ -41,6 +42,9 @@ def enter_guard():
 def leave_guard(uint64_t sequence):
     """Leave; the PageError of the first touch that has failed since, or None. Blocks: no. GIL: kept."""
     guards_count(-1)
+    if regions_severed():
+        raise RuntimeError("lazymem.guard: somebody closed lazymem's userfaultfd (os.closerange? a daemoniser?): values read "
+                           "meanwhile may be zeros that are no data")
     if failures_now() == sequence:
         return None
     drop_loose()

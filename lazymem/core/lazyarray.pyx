@@ -17,10 +17,10 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t, uint64_t
 
 from lazymem.core.standin cimport operation_end
-from lazymem.core.memory cimport Memory, memory_of
+from lazymem.core.memory cimport Memory, memory_of, refuse
 from lazymem.core.native cimport lm_add32, lm_load32, lm_sub32
 from lazymem.core.operation cimport begin, blame
-from lazymem.core.region cimport LIVE, LOST, Region, region_at
+from lazymem.core.region cimport LIVE, Region, region_at
 
 import warnings
 
@@ -135,17 +135,10 @@ cdef inline bint _is_lazy(object x) noexcept:
 
 
 cdef int _alive(Region *r) except -1:
-    """Raise ValueError for an array that is closed, or another process's."""
-    cdef uint32_t status
-    if r == NULL:
+    """Raise for an array that is closed, or another process's, or has lost its memory."""
+    if r == NULL or lm_load32(&r.status) == LIVE:
         return 0
-    status = lm_load32(&r.status)
-    if status == LIVE:
-        return 0
-    name = r.name.decode("utf-8", "replace")
-    if status == LOST:
-        raise ValueError(f"array {name!r} was made before this process was forked and was not inherited: open it again here")
-    raise ValueError(f"array {name!r} is closed")
+    return refuse(r)
 
 
 cdef inline object _plain(object x):

@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free
 
 from lazymem.core.abi cimport UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_SIGBUS, UFFD_FEATURE_THREAD_ID, uffd_msg
 from lazymem.core.native cimport *
-from lazymem.core.uffd cimport CopyCounts, page_nbytes, uffd_copy, uffd_open, uffd_read, uffd_register
+from lazymem.core.uffd cimport CopyCounts, Uffd, page_nbytes, uffd_copy, uffd_open, uffd_read, uffd_register
 
 
 cdef extern from "native.h" nogil:
@@ -235,7 +235,8 @@ def touch(size_t base, size_t offsets, size_t took_ns, uint64_t n, uint64_t writ
 # ---------------------------------------------------------------------------------------------------------------------------
 # The floors. One per process: its words are what the handlers read.
 
-cdef int _fd = -1
+cdef Uffd _uffd
+_uffd.fd = -1
 cdef uint64_t _source = 0
 cdef uint64_t _block_nbytes = 0
 cdef uint64_t _served = 0
@@ -246,7 +247,7 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
     """The least an inline delivery must do: keep errno, and copy."""
     global _served
     cdef int saved = lm_errno_get()
-    if uffd_copy(_fd, lm_fault_addr(info) & ~(_block_nbytes - 1), _source, _block_nbytes, &_counts):
+    if uffd_copy(&_uffd, lm_fault_addr(info) & ~(_block_nbytes - 1), _source, _block_nbytes, &_counts):
         lm_sigbus_as_before()  # not ours: let it end the process
     _served += 1               # exact on one thread; nobody else reads it meanwhile
     lm_errno_set(saved)
@@ -258,12 +259,12 @@ cdef void *_reader(void *unused) noexcept nogil:
     cdef uffd_msg message
     cdef int n
     while True:
-        n = uffd_read(_fd, &message)
+        n = uffd_read(&_uffd, &message)
         if n < 0:
             return NULL
         if n == 1 and message.event == UFFD_EVENT_PAGEFAULT:
             _served += 1
-            uffd_copy(_fd, message.address & ~(_block_nbytes - 1), _source, _block_nbytes, &_counts)
+            uffd_copy(&_uffd, message.address & ~(_block_nbytes - 1), _source, _block_nbytes, &_counts)
 
 
 def floor_start(str delivery not None, size_t source, uint64_t block_nbytes):
@@ -284,11 +285,10 @@ def floor_start(str delivery not None, size_t source, uint64_t block_nbytes):
     RuntimeError
         Called twice.
     """
-    global _fd, _source, _block_nbytes
-    cdef int privilege = 0, error
-    cdef uint64_t features = 0
+    global _source, _block_nbytes
+    cdef int error
     cdef pthread_t thread
-    if _fd >= 0:
+    if _uffd.fd >= 0:
         raise RuntimeError("a process has one floor")
     if block_nbytes < page_nbytes() or block_nbytes > 2 << 20 or block_nbytes & (block_nbytes - 1):
         raise ValueError(f"block_nbytes={block_nbytes}: give a power of two from a page to 2 MiB")
@@ -296,10 +296,9 @@ def floor_start(str delivery not None, size_t source, uint64_t block_nbytes):
         raise ValueError(f"delivery={delivery!r}")
     _source = source
     _block_nbytes = block_nbytes
-    fd = uffd_open(UFFD_FEATURE_SIGBUS if delivery == "inline" else UFFD_FEATURE_THREAD_ID, 0, &privilege, &features)
-    if fd < 0:
-        raise OSError(-fd, "userfaultfd")
-    _fd = fd
+    error = uffd_open(&_uffd, UFFD_FEATURE_SIGBUS if delivery == "inline" else UFFD_FEATURE_THREAD_ID, 0)
+    if error:
+        raise OSError(-error, "userfaultfd")
     error = lm_own_sigbus(_on_sigbus) if delivery == "inline" else lm_spawn(&thread, _reader, NULL)
     if error:
         raise OSError(-error, "the floor cannot start")
@@ -320,7 +319,7 @@ def floor_map(uint64_t nbytes):
         raise MemoryError(f"no address space for {whole} bytes")
     base = (<uint64_t>p + align) & ~(align - 1)
     madvise(<void *>base, nbytes, MADV_DONTFORK)
-    error = uffd_register(_fd, base, nbytes)
+    error = uffd_register(&_uffd, base, nbytes)
     if error == 0 and mprotect(<void *>base, nbytes, PROT_READ):
         error = -errno
     if error:

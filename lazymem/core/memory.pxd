@@ -15,4 +15,5 @@ cdef class Memory:
 cdef object memory_of(Region *r)
 cdef str lost_stores()
 cdef object error_of(Region *r, uint64_t block, int error)
+cdef int refuse(Region *r) except -1
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1

@@ -27,7 +27,6 @@ class Memory(Buffer):
         self,
         source: NativeSource,
         block_nbytes: int,
-        fd: int,
         delivery: int,
         writable: bool,
         name: str,

@@ -12,6 +12,7 @@ from libc.string cimport memcmp, memcpy
 
 from lazymem.core.fill cimport region_fetch, region_need
 from lazymem.core.interrupt cimport operation_may_be_ended, wait_is_over
+from lazymem.core.inline cimport inline_uffd
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
 from lazymem.core.limit cimport account_for_memory, memory_limit_set
 from lazymem.core.native cimport *
@@ -22,7 +23,8 @@ from lazymem.core.source cimport NativeSource
 from lazymem.core.standin cimport forget_standins, stores_lost
 from lazymem.core.table cimport DIRTY, FAILED, MISSING, RESIDENT, STATE
 from lazymem.core.thread cimport Thread, thread_self
-from lazymem.core.uffd cimport page_nbytes
+from lazymem.core.threads cimport threads_uffd
+from lazymem.core.uffd cimport Uffd, page_nbytes
 
 from lazymem.core.failure import cause_of
 from lazymem.errors import page_error
@@ -82,6 +84,9 @@ cdef object error_of(Region *r, uint64_t block, int error):
 cdef int refuse(Region *r) except -1:
     """Raise for a region that is not live. GIL: held."""
     name = r.name.decode("utf-8", "replace")
+    if lm_load32(&r.status) == SEVERED:
+        raise RuntimeError(f"array {name!r} has lost its memory: somebody closed lazymem's userfaultfd (os.closerange? a "
+                           "daemoniser?), and its missing pages would have been zeros. Open it again, after that")
     if lm_load32(&r.status) == LOST:
         raise ValueError(f"array {name!r} was made before this process was forked and was not inherited: open it again here")
     raise ValueError(f"array {name!r} is closed")
@@ -101,8 +106,8 @@ cdef class Memory:
     source : NativeSource
     block_nbytes : int, bytes
         A multiple of the page.
-    fd, delivery : int
-        The userfaultfd, and which delivery reads it (0 threads, 1 inline); or -1, and 2: mprotect.
+    delivery : int
+        0 threads, 1 inline (its userfaultfd must be open), 2 mprotect.
     writable : bool
         Private writes are allowed.
     name : str
@@ -126,11 +131,12 @@ cdef class Memory:
     Blocks: no. GIL: kept.
     """
 
-    def __cinit__(self, NativeSource source not None, uint64_t block_nbytes, int fd, int delivery, bint writable,
+    def __cinit__(self, NativeSource source not None, uint64_t block_nbytes, int delivery, bint writable,
                   str name not None, uint64_t timeout_ns, uint32_t retries, **extra):
         cdef int error = 0
         cdef bytes encoded = name.encode("utf-8", "replace")[-(NAME_NBYTES - 1):]
         cdef const char *text = encoded
+        cdef Uffd *uffd = NULL
         cdef Region *r
         if block_nbytes == 0 or block_nbytes % page_nbytes():
             raise ValueError(f"block_nbytes={block_nbytes} is not a multiple of the page ({page_nbytes()} bytes)")
@@ -141,7 +147,9 @@ cdef class Memory:
                                  "pages would be read by the kernel while they are missing; pass its own source, or a copy")
         reap_now()
         self._source = source
-        self.region = region_create(source.source, source.nbytes, block_nbytes, fd, delivery, ANONYMOUS, writable,
+        if delivery != MPROTECT:
+            uffd = threads_uffd() if delivery == THREADS else inline_uffd()
+        self.region = region_create(source.source, source.nbytes, block_nbytes, uffd, delivery, ANONYMOUS, writable,
                                     timeout_ns, retries, text, &error)
         if self.region == NULL:
             if error == -ENOMEM:

@@ -7,9 +7,9 @@ from cpython.exc cimport PyErr_CheckSignals
 
 from lazymem.core.failure cimport LOG_ENTRIES, Failure, failure_read, failures_now
 from lazymem.core.failure import cause_of
-from lazymem.core.memory cimport error_of, raise_page_error
+from lazymem.core.memory cimport error_of, raise_page_error, refuse
 from lazymem.core.native cimport *
-from lazymem.core.region cimport Region, region_at, region_numbered
+from lazymem.core.region cimport SEVERED, Region, region_at, region_numbered
 from lazymem.core.standin cimport operation_begin, operation_end, standins_wait
 from lazymem.core.thread cimport thread_self
 
@@ -61,6 +61,12 @@ cdef int blame(uint64_t sequence, operands) except -1:
     cdef uint32_t me = thread_self().tid if thread_self() != NULL else 0
     cdef Failure entry
     cdef Region *r
+    for low, high in operands:
+        r = region_at(<uint64_t>low)
+        if r != NULL and lm_load32(&r.status) == SEVERED:
+            refuse(r)
+    if failures_now() == sequence:
+        return 0
     if thread_self() != NULL and thread_self().first_sequence > sequence:
         if thread_self().first_error == EINTR and PyErr_CheckSignals():
             return -1  # KeyboardInterrupt, which ended the touch

@@ -2,7 +2,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from lazymem.core.mprotect cimport Exposure
 from lazymem.core.source cimport Source
-from lazymem.core.uffd cimport CopyCounts
+from lazymem.core.uffd cimport CopyCounts, Uffd
 
 cdef enum Delivery:
     THREADS = 0
@@ -17,6 +17,7 @@ cdef enum Status:
     LIVE = 1
     CLOSED = 2           # PROT_NONE; kept so that a touch can be told what it hit
     LOST = 3             # the same, in a forked child that did not get it
+    SEVERED = 4          # the same, since the userfaultfd was closed by somebody else, and nobody held it
 
 cdef enum:
     NAME_NBYTES = 120
@@ -42,7 +43,7 @@ ctypedef struct Region:
     uint64_t nblocks
     uint32_t *words      # the block table
     Source source
-    int uffd             # -1 with MPROTECT
+    Uffd *uffd           # NULL with MPROTECT
     Exposure exposure    # with MPROTECT
     int delivery
     int kind
@@ -77,7 +78,7 @@ ctypedef struct Region:
     uint64_t held        # bytes of memory that fills have put here
     Counters counters
 
-cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, int uffd, int delivery, int kind,
+cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, Uffd *uffd, int delivery, int kind,
                            bint writable, uint64_t timeout_ns, uint32_t retries, const char *name, int *error) noexcept nogil
 cdef Region *region_enter(uint64_t addr) noexcept nogil
 cdef void region_leave(Region *r) noexcept nogil
@@ -93,5 +94,7 @@ cdef bint regions_free(uint32_t *freed) noexcept nogil
 cdef bint region_bury(void **kept) noexcept nogil
 cdef void regions_hold() noexcept nogil
 cdef void regions_let_go() noexcept nogil
-cdef void regions_inherit(int uffd) noexcept nogil
+cdef void regions_inherit(Uffd *uffd) noexcept nogil
+cdef bint regions_severed() noexcept nogil
+cdef void regions_wake(Uffd *uffd) noexcept nogil
 cdef bint regions_any() noexcept nogil

@@ -24,7 +24,9 @@ from lazymem.core.mprotect cimport (
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
 from lazymem.core.table cimport DIRTY, LEAVING, MISSING, RESIDENT, STANDIN, STATE, table_create, table_destroy
-from lazymem.core.uffd cimport page_nbytes, uffd_register, uffd_wake
+from lazymem.core.uffd cimport (
+    Uffd, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_register, uffd_wake, uffds_unguarded,
+)
 
 
 cdef extern from "native.h" nogil:
@@ -282,7 +284,7 @@ cdef void _unmap_region(Region *r) noexcept nogil:
     table_destroy(r.words, r.nblocks)
 
 
-cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, int uffd, int delivery, int kind,
+cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, Uffd *uffd, int delivery, int kind,
                            bint writable, uint64_t timeout_ns, uint32_t retries, const char *name, int *error) noexcept nogil:
     """Make a region, every block missing, and let faults find it.
 
@@ -523,6 +525,54 @@ cdef bint region_bury(void **kept) noexcept nogil:
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
+# A userfaultfd that is lost
+
+cdef uint32_t _severed = 0
+
+
+cdef bint regions_severed() noexcept nogil:
+    """Has a userfaultfd that nobody holds for us been closed by somebody else? Then missing pages are zeros: memory is taken away.
+
+    Asked as operations and guards end, where a fill fails, and when arrays are made; costs nothing where there is a guardian.
+    Return: True if any region has lost its memory so, now or earlier. GIL: any. Blocks: for microseconds.
+    """
+    cdef sigset_t before
+    cdef uint64_t i
+    cdef Region *r
+    cdef Uffd *sure = NULL
+    if not uffds_unguarded():
+        return False
+    lm_registry_enter(&before)
+    for i in range(_count):
+        r = _entries[i].region
+        if lm_load32(&r.status) != LIVE or r.uffd == NULL or r.uffd == sure:
+            continue
+        if uffd_is_guarded(r.uffd) or uffd_make_sure(r.uffd) == 0:
+            sure = r.uffd
+            continue
+        lm_store32(&r.status, SEVERED)
+        mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+        madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
+        lm_store32(&_severed, 1)
+    lm_registry_exit(&before)
+    return lm_load32(&_severed) != 0
+
+
+cdef void regions_wake(Uffd *uffd) noexcept nogil:
+    """Who sleeps for a page of any region of this userfaultfd looks again: while it had no number, nobody could be woken.
+
+    GIL: any. Blocks: no.
+    """
+    cdef sigset_t before
+    cdef uint64_t i
+    lm_registry_enter(&before)
+    for i in range(_count):
+        if _entries[i].region.uffd == uffd:
+            uffd_wake(uffd, _entries[i].region.base, _entries[i].region.map_nbytes)
+    lm_registry_exit(&before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
 # Forks
 #
 # A region is MADV_DONTFORK: a child that comes about without these functions (a raw clone) has no memory there, and stops. An ordinary fork
@@ -605,11 +655,11 @@ cdef int _inherit_file(Region *r) noexcept nogil:
     return mprotect_inherit(&r.exposure, False)
 
 
-cdef int _inherit(Region *r, int uffd) noexcept nogil:
+cdef int _inherit(Region *r, Uffd *uffd) noexcept nogil:
     """Make a region of the parent's work in this child. Return: 0 / -errno."""
     cdef int error
-    if uffd < 0:
-        return uffd
+    if uffd.fd < 0:
+        return -EBADF
     if r.writable:
         error = uffd_register(uffd, r.base, r.map_nbytes)
         if error == 0:
@@ -627,10 +677,10 @@ cdef int _inherit(Region *r, int uffd) noexcept nogil:
     return error
 
 
-cdef void regions_inherit(int uffd) noexcept nogil:
+cdef void regions_inherit(Uffd *uffd) noexcept nogil:
     """In a forked child: make its parent's regions work here, served by `uffd`, inline; those without one as they were.
 
-    Units: uffd a descriptor of this process, or -errno: then they are LOST. GIL: any. Blocks: no. Thread: the only one.
+    Without a descriptor (-1) they are LOST. GIL: any. Blocks: no. Thread: the only one.
     """
     cdef uint64_t i
     cdef Region *r

@@ -18,7 +18,10 @@ ctypedef struct Source:
     bint leaf            # never touches a lazy array
 
 ctypedef struct File:
-    int fd
+    int fd               # its number. Anybody may close that, or put another file there
+    char *path           # to open it again by; NULL: unknown
+    uint64_t device      # which file it is
+    uint64_t inode
     uint64_t start       # of the array's first byte in the file, bytes
     int64_t nbytes       # of the file when it was opened
     int64_t mtime_ns

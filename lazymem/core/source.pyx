@@ -7,6 +7,8 @@ from lazymem.core.native cimport *
 from lazymem.core.thread cimport Thread, thread_self
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdlib cimport free
+from posix.fcntl cimport O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY, open
 from posix.unistd cimport close
 
 
@@ -15,7 +17,10 @@ cdef extern from *:
     #include <sys/stat.h>
     #include <unistd.h>
     #include <errno.h>
+    #include <limits.h>
     #include <stdint.h>
+    #include <stdio.h>
+    #include <string.h>
     #include <sys/uio.h>
     #ifndef RWF_NOWAIT
     #define RWF_NOWAIT 8
@@ -26,22 +31,71 @@ cdef extern from *:
         struct iovec to = {dst, nbytes};
         return preadv2(fd, &to, 1, offset, RWF_NOWAIT);
     }
-    static inline int lm_stamp(int fd, int64_t *nbytes, int64_t *mtime_ns)
+    static inline int lm_stamp(int fd, uint64_t *device, uint64_t *inode, int64_t *nbytes, int64_t *mtime_ns)
     {
         struct stat s;
         if (fstat(fd, &s))
             return -errno;
+        *device = (uint64_t)s.st_dev;
+        *inode = (uint64_t)s.st_ino;
         *nbytes = s.st_size;
         *mtime_ns = (int64_t)s.st_mtim.tv_sec * 1000000000 + s.st_mtim.tv_nsec;
         return 0;
     }
+    /* By what name a file was opened; NULL: unknown. To be freed. */
+    static inline char *lm_path_of(int fd)
+    {
+        char link[32], path[PATH_MAX + 1];
+        ssize_t n;
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        n = readlink(link, path, sizeof path - 1);
+        if (n <= 0 || path[0] != '/')
+            return NULL;
+        path[n] = 0;
+        return strdup(path);
+    }
     """
-    int lm_stamp(int fd, int64_t *nbytes, int64_t *mtime_ns) noexcept nogil
+    int lm_stamp(int fd, uint64_t *device, uint64_t *inode, int64_t *nbytes, int64_t *mtime_ns) noexcept nogil
+    char *lm_path_of(int fd) noexcept nogil
     ssize_t lm_pread_now(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
     ssize_t pread(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
 
 
+cdef bint _is_ours(File *file, int fd) noexcept nogil:
+    """Is this number still, or again, our file's? A stranger's is neither read by mistake nor closed. GIL: any. Blocks: no."""
+    cdef uint64_t device = 0, inode = 0
+    cdef int64_t size_nbytes = 0, mtime_ns = 0
+    return (fd >= 0 and lm_stamp(fd, &device, &inode, &size_nbytes, &mtime_ns) == 0 and
+            device == file.device and inode == file.inode)
+
+
 cdef int _fetch_file(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Read exactly, and from the file as it was opened; where somebody closed its number (closerange), by another.
+
+    Return: 0; -EBADF it was closed and cannot be opened again; else as `_read_file`. GIL: never. Blocks: on the disk.
+    """
+    cdef File *file = <File *>ctx
+    cdef int fd = file.fd, again
+    cdef int err = _read_file(file, fd, dst, offset, nbytes)
+    if err == 0 or _is_ours(file, fd):
+        return err
+    again = file.fd
+    if again == fd:
+        if file.path == NULL:
+            return -EBADF
+        again = open(file.path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
+        if again < 0:
+            return -EBADF
+        if not _is_ours(file, again):
+            close(again)
+            return -ESTALE
+        if not lm_cas32(<uint32_t *>&file.fd, <uint32_t>fd, <uint32_t>again):  # another thread was faster
+            close(again)
+            again = file.fd
+    return _read_file(file, again, dst, offset, nbytes)
+
+
+cdef int _read_file(File *file, int fd, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil:
     """Read exactly, and from the file as it was opened.
 
     The stamp is looked at after the read: a writer changes it before the bytes, so bytes of the new file cannot pass.
@@ -49,30 +103,29 @@ cdef int _fetch_file(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noe
     Return: 0; -ENODATA the file ends here now; -ESTALE it was changed; other -errno.
     GIL: never. Blocks: on the disk. Source: pread(2).
     """
-    cdef File *file = <File *>ctx
-    cdef uint64_t done = 0
+    cdef uint64_t done = 0, device = 0, inode = 0
     cdef int64_t size_nbytes = 0, mtime_ns = 0
     cdef ssize_t n
     cdef int err
     cdef Thread *me = thread_self()
     if me != NULL and me.before_blocking != NULL:
-        n = lm_pread_now(file.fd, dst, nbytes, <int64_t>(file.start + offset))
+        n = lm_pread_now(fd, dst, nbytes, <int64_t>(file.start + offset))
         if n > 0:
             done = <uint64_t>n
         if done < nbytes:
             me.before_blocking()
     while done < nbytes:
-        n = pread(file.fd, <char *>dst + done, nbytes - done, <int64_t>(file.start + offset + done))
+        n = pread(fd, <char *>dst + done, nbytes - done, <int64_t>(file.start + offset + done))
         if n > 0:
             done += <uint64_t>n
         elif n == 0:
             return -ENODATA
         elif errno != EINTR:
             return -errno
-    err = lm_stamp(file.fd, &size_nbytes, &mtime_ns)
+    err = lm_stamp(fd, &device, &inode, &size_nbytes, &mtime_ns)
     if err:
         return err
-    if size_nbytes != file.nbytes or mtime_ns != file.mtime_ns:
+    if device != file.device or inode != file.inode or size_nbytes != file.nbytes or mtime_ns != file.mtime_ns:
         return -ESTALE
     return 0
 
@@ -144,12 +197,13 @@ cdef class FileSource(NativeSource):
 
     def __cinit__(self, int fd, uint64_t start, uint64_t nbytes):
         self._file.fd = -1
-        cdef int err = lm_stamp(fd, &self._file.nbytes, &self._file.mtime_ns)
+        cdef int err = lm_stamp(fd, &self._file.device, &self._file.inode, &self._file.nbytes, &self._file.mtime_ns)
         if err:
             raise OSError(-err, f"fstat of descriptor {fd}")
         if start + nbytes < start or start + nbytes > <uint64_t>self._file.nbytes:
             raise ValueError(f"bytes {start}..{start + nbytes} of a file of {self._file.nbytes} bytes")
         self._file.fd = fd
+        self._file.path = lm_path_of(fd)
         self._file.start = start
         self.kind = "file"
         self.nbytes = nbytes
@@ -159,14 +213,15 @@ cdef class FileSource(NativeSource):
         self.source.leaf = True
 
     cdef int close(self) except -1:
-        if self._file.fd >= 0:
+        if _is_ours(&self._file, self._file.fd):
             close(self._file.fd)
-            self._file.fd = -1
+        self._file.fd = -1
         return 0
 
     def __dealloc__(self):
-        if self._file.fd >= 0:
+        if _is_ours(&self._file, self._file.fd):
             close(self._file.fd)
+        free(self._file.path)
 
 
 @cython.no_gc_clear  # C code may be running in it

@@ -381,11 +381,11 @@ cdef bint standins_wait(uint64_t deadline_ns) noexcept nogil:
 
 
 cdef bint operation_end(uint64_t sequence) noexcept nogil:
-    """Return: did any touch fail in the process since it began? GIL: kept. Blocks: no."""
+    """Return: did any touch fail in the process since it began, or has any array lost its memory? GIL: kept. Blocks: no."""
     cdef Thread *me = thread_self()
     if me != NULL and me.operations != 0:  # 0: forked in the middle of it, the child's record is new
         me.operations -= 1
         if me.operations == 0 and me.depth == 0 and me.error:
             drop_standins(me)
             me.error = 0
-    return failures_now() != sequence
+    return failures_now() != sequence or regions_severed()

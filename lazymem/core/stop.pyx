@@ -3,7 +3,7 @@ from libc.string cimport memcpy, strlen
 
 from lazymem.core.failure cimport cause
 from lazymem.core.native cimport *
-from lazymem.core.region cimport CLOSED, LIVE, Region, region_block_nbytes
+from lazymem.core.region cimport CLOSED, LIVE, SEVERED, Region, region_block_nbytes
 
 
 cdef char *_put_text(char *at, const char *end, const char *text) noexcept nogil:
@@ -42,6 +42,8 @@ cdef void loud_stop(Region *r, uint64_t addr, int error) noexcept nogil:
     if lm_load32(&r.status) != LIVE:
         at = _put_text(at, end, b"' cannot go on: the array is ")
         at = _put_text(at, end, b"closed" if lm_load32(&r.status) == CLOSED else
+                       b"without memory: somebody closed lazymem's userfaultfd (os.closerange? a daemoniser?), and its missing "
+                       b"pages would have been zeros" if lm_load32(&r.status) == SEVERED else
                        b"its parent process's, and was not inherited by this forked one: open it again here")
     else:
         at = _put_text(at, end, b"', block ")

@@ -15,16 +15,15 @@ after a pause, to ask anew.
 """
 from libc.stdlib cimport abort
 from libc.string cimport strlen
-from posix.unistd cimport close
 
 from lazymem.core.abi cimport *
 from lazymem.core.fill cimport region_touch, wake_block
 from lazymem.core.native cimport *
-from lazymem.core.region cimport LIVE, Region, region_enter, region_leave
+from lazymem.core.region cimport LIVE, Region, region_enter, region_leave, regions_severed, regions_wake
 from lazymem.core.stop cimport loud_stop
 from lazymem.core.thread cimport Thread, thread_find, thread_self
 from lazymem.core.uffd cimport (
-    PRIVILEGE_NONE, page_nbytes, uffd_open, uffd_poison, uffd_read, uffd_wake,
+    Uffd, page_nbytes, uffd_forget, uffd_guard, uffd_is_guarded, uffd_make_sure, uffd_open, uffd_poison, uffd_read, uffd_wake,
 )
 
 
@@ -44,9 +43,8 @@ cdef enum:
     LIMIT = 80            # more than ENTERED_MAX * CHAIN_MAX and a reader
     ASKED_MAX = 64        # threads that a user may ask for
 
-cdef int _fd = -1
-cdef int _privilege = PRIVILEGE_NONE
-cdef uint64_t _features = 0
+cdef Uffd _uffd
+_uffd.fd = -1
 cdef uint32_t _baton = 0      # 0 free, 1 a thread reads, 2 it does and others sleep for it
 cdef uint32_t _count = 0      # handler threads
 cdef uint32_t _idle = 0       # of them, those that sleep for the baton
@@ -97,26 +95,41 @@ cdef bint _may_enter(uint32_t toucher, bint *foreign) noexcept nogil:
     return _somebody_can_read() and (not foreign[0] or lm_load32(&_entered) < <uint32_t>ENTERED_MAX)
 
 
+cdef void _descriptor_lost() noexcept nogil:
+    """Our descriptor is closed and cannot be had again: missing pages would become zeros, sleepers sleep for ever. End loudly."""
+    cdef const char *text = (b"\nlazymem: the userfaultfd of this process was closed by somebody else; lazy arrays would read "
+                             b"zeros where pages are missing. Stopping.\n")
+    lm_say(text, strlen(text))
+    abort()
+
+
+cdef void _make_sure() noexcept nogil:
+    """Nobody may read from a number that is not ours any more: a stranger's bytes would be gone. Blocks: where it was closed,
+    until it has been given back; for want of a free number, at most 5 s."""
+    cdef uint64_t deadline_ns
+    if uffd_make_sure(&_uffd) == 0:
+        return
+    deadline_ns = lm_now_ns() + <uint64_t>5000000000
+    while uffd_make_sure(&_uffd):
+        if not uffd_is_guarded(&_uffd) or lm_now_ns() > deadline_ns:
+            _descriptor_lost()
+        lm_sleep_ns(10000000)
+    regions_wake(&_uffd)
+
+
 cdef void _refuse(Region *r, uint64_t addr, uint32_t tid, int error) noexcept nogil:
     """A touch that may not go on: poison its page, so that the toucher is stopped, or a system call of its gets EFAULT.
 
     Kernels before 6.6 cannot poison: there the toucher is sent the signal.
     """
     cdef uint64_t page = addr & ~(page_nbytes() - 1)
-    if _features & UFFD_FEATURE_POISON:
-        uffd_poison(_fd, page, page_nbytes())
+    _make_sure()  # it may be for want of a number that the touch failed
+    if _uffd.features & UFFD_FEATURE_POISON:
+        uffd_poison(&_uffd, page, page_nbytes())
         wake_block(r, (addr - r.base) // r.block_nbytes)
     else:
         loud_stop(r, addr, error)
         lm_signal_thread(tid, SIGBUS)
-
-
-cdef void _descriptor_lost() noexcept nogil:
-    """Somebody closed our descriptor (closerange?): missing pages would become zeros, sleepers sleep for ever. End loudly."""
-    cdef const char *text = (b"\nlazymem: the userfaultfd of this process was closed by somebody else; lazy arrays would read "
-                             b"zeros where pages are missing. Stopping.\n")
-    lm_say(text, strlen(text))
-    abort()
 
 
 cdef void *_handler(void *unused) noexcept nogil:
@@ -124,7 +137,7 @@ cdef void *_handler(void *unused) noexcept nogil:
     cdef uffd_msg message
     cdef Region *r
     cdef uint64_t page
-    cdef bint foreign, enters
+    cdef bint foreign, enters, sure = False
     cdef int n, outcome
     cdef Thread *me = thread_self()
     if me == NULL:  # no record to be had among so many threads
@@ -137,15 +150,17 @@ cdef void *_handler(void *unused) noexcept nogil:
         if me.handler == FOLLOWING:
             _take_baton()
             me.handler = LEADING
-        n = uffd_read(_fd, &message)                                     # 1. a message
-        if n < 0:
-            _descriptor_lost()
-        if n == 0 or message.event != UFFD_EVENT_PAGEFAULT:
+            sure = False
+        if not sure:
+            _make_sure()
+        sure = False
+        n = uffd_read(&_uffd, &message)                                  # 1. a message
+        if n <= 0 or message.event != UFFD_EVENT_PAGEFAULT:
             continue
         page = message.address & ~(page_nbytes() - 1)
         r = region_enter(message.address)                                # 2. whose
         if r == NULL:
-            uffd_wake(_fd, page, page_nbytes())
+            uffd_wake(&_uffd, page, page_nbytes())
             continue
         enters = False
         if r.source.may_block and lm_load32(&r.status) == LIVE:          # 3. hand the reading on, unless filling is instant
@@ -155,7 +170,7 @@ cdef void *_handler(void *unused) noexcept nogil:
                 if not _may_enter(message.ptid, &foreign):
                     region_leave(r)
                     lm_sleep_ns(DEFER_NS)
-                    uffd_wake(_fd, page, page_nbytes())
+                    uffd_wake(&_uffd, page, page_nbytes())
                     continue
                 enters = foreign
             if enters:
@@ -165,10 +180,9 @@ cdef void *_handler(void *unused) noexcept nogil:
         outcome = region_touch(r, message.address, message.ptid, False)  # 4. fill
         if enters:
             lm_sub32(&_entered, 1)
+        sure = outcome == 0                                              # (the ioctl that ended it has just been answered)
         if outcome == -ESHUTDOWN:
-            uffd_wake(_fd, page, page_nbytes())
-        elif outcome in (-EBADF, -ENOTTY):
-            _descriptor_lost()
+            uffd_wake(&_uffd, page, page_nbytes())
         elif outcome < 0:
             _refuse(r, message.address, message.ptid, -outcome)
         region_leave(r)
@@ -177,37 +191,48 @@ cdef void *_handler(void *unused) noexcept nogil:
 
 cdef void threads_forget() noexcept nogil:
     """In a forked child: threads and descriptor are the parent's. GIL: any."""
-    global _fd, _privilege, _baton, _count, _idle, _entered
-    if _fd >= 0:
-        close(_fd)
-    _fd = -1
-    _privilege = PRIVILEGE_NONE
+    global _baton, _count, _idle, _entered
+    uffd_forget(&_uffd)
     _baton = 0
     _count = 0
     _idle = 0
     _entered = 0
 
 
+cdef Uffd *threads_uffd() noexcept nogil:
+    """The process's userfaultfd for handler threads. GIL: never. Blocks: no."""
+    return &_uffd
+
+
 def descriptor(uint32_t threads):
-    """The process's userfaultfd for handler threads, opened at the first call, with at least so many threads behind it.
+    """Make sure of the process's userfaultfd for handler threads, and of so many of them; it is opened at the first call.
 
     Returns
     -------
-    (int, int)
-        Descriptor; privilege: 2 where system calls on absent pages wait for them, 1 where they get EFAULT.
+    (int, bool)
+        Privilege: 2 where system calls on absent pages wait for them, 1 where they get EFAULT; does it survive a close of its
+        number?
 
     Raises
     ------
     OSError
-        No rung of the ladder can be climbed, or no thread can be started.
+        No rung of the ladder can be climbed, no thread can be started, or it was open and somebody closed it.
+
+    Notes
+    -----
+    Blocks: some 50 us. GIL: released meanwhile.
     """
-    global _fd, _privilege, _features
-    cdef int error
-    if _fd < 0:
-        fd = uffd_open(UFFD_FEATURE_THREAD_ID, UFFD_FEATURE_POISON, &_privilege, &_features)
-        if fd < 0:
-            raise OSError(-fd, "userfaultfd")
-        _fd = fd
+    cdef int error = 0
+    with nogil:
+        if _uffd.fd >= 0:
+            error = uffd_make_sure(&_uffd)
+        else:
+            error = uffd_open(&_uffd, UFFD_FEATURE_THREAD_ID, UFFD_FEATURE_POISON)
+            if error == 0:
+                uffd_guard(&_uffd)  # that there is none to be had is no error
+    if error:
+        regions_severed()
+        raise OSError(-error, "userfaultfd")
     threads = min(threads, <uint32_t>ASKED_MAX)
     while lm_load32(&_count) < threads:
         lm_add32(&_count, 1)
@@ -215,7 +240,7 @@ def descriptor(uint32_t threads):
         if error:
             lm_sub32(&_count, 1)
             raise OSError(-error, "no handler thread can be started")
-    return _fd, _privilege
+    return _uffd.privilege, uffd_is_guarded(&_uffd)
 
 
 def state():

@@ -11,12 +11,30 @@ cdef enum Privilege:
     PRIVILEGE_USER = 1     # only faults of user code are delivered; a system call on an absent page gets EFAULT
     PRIVILEGE_KERNEL = 2   # system calls wait for the page as user code does
 
-cdef int uffd_open(uint64_t wanted, uint64_t optional, int *privilege, uint64_t *features) noexcept nogil
-cdef int uffd_register(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil
-cdef int uffd_wake(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil
-cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil
-cdef int uffd_zero(int fd, uint64_t dst, uint64_t nbytes) noexcept nogil
-cdef int uffd_poison(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil
-cdef int uffd_read(int fd, uffd_msg *message) noexcept nogil
+cdef extern from "guardian.h" nogil:
+    ctypedef struct lm_guardian:
+        uint32_t state
+
+ctypedef struct Uffd:
+    int fd               # its number, or -1. Anybody may close that, or put another file there: look at `uffd_make_sure`
+    int privilege
+    uint64_t features    # what was enabled
+    uint64_t device      # what fstat(2) says of it: no other file says the same
+    uint64_t inode
+    lm_guardian guardian
+
+cdef int uffd_open(Uffd *uffd, uint64_t wanted, uint64_t optional) noexcept nogil
+cdef int uffd_know(Uffd *uffd, int fd) noexcept nogil
+cdef int uffd_guard(Uffd *uffd) noexcept nogil
+cdef bint uffd_is_guarded(Uffd *uffd) noexcept nogil
+cdef bint uffds_unguarded() noexcept nogil
+cdef int uffd_make_sure(Uffd *uffd) noexcept nogil
+cdef void uffd_forget(Uffd *uffd) noexcept nogil
+cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
+cdef int uffd_wake(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
+cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil
+cdef int uffd_zero(Uffd *uffd, uint64_t dst, uint64_t nbytes) noexcept nogil
+cdef int uffd_poison(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
+cdef int uffd_read(Uffd *uffd, uffd_msg *message) noexcept nogil
 cdef bint page_is_absent(uint64_t addr) noexcept nogil
 cdef uint64_t page_nbytes() noexcept nogil

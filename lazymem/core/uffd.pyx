@@ -6,11 +6,37 @@ verified on 6.18 (partial copies, EEXIST without a wake, VMAs split by somebody'
 """
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, O_RDWR, open
 from posix.ioctl cimport ioctl
+from libc.string cimport memset
 from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
 from lazymem.core.abi cimport *
 from lazymem.core.native cimport *
 
+
+cdef extern from "guardian.h" nogil:
+    ctypedef struct sigset_t:
+        pass
+    bint lm_file_is(int fd, uint64_t device, uint64_t inode)
+    int lm_start_guardian(lm_guardian *g, int fd)
+    int lm_ask_guardian(lm_guardian *g)
+    void lm_guardian_enter(lm_guardian *g, sigset_t *before)
+    void lm_guardian_exit(lm_guardian *g, const sigset_t *before)
+    enum: LM_HOLDS
+
+cdef extern from *:
+    """
+    #include <sys/stat.h>
+    static inline int lm_know_file(int fd, uint64_t *device, uint64_t *inode)
+    {
+        struct stat s;
+        if (fstat(fd, &s))
+            return -errno;
+        *device = (uint64_t)s.st_dev;
+        *inode = (uint64_t)s.st_ino;
+        return 0;
+    }
+    """
+    int lm_know_file(int fd, uint64_t *device, uint64_t *inode) noexcept nogil
 
 cdef extern from "native.h" nogil:
     long syscall(long number, ...)
@@ -25,6 +51,13 @@ cdef uint64_t COPY_STEP_NBYTES = 2 << 20
 # Out of the way of programs that close or reuse the low numbers, and still in a process's first table of 64: growing that
 # takes 10 ms once there are threads (an RCU grace period).
 cdef int HIGH_FD = 48
+
+cdef enum:
+    GUARDED_MAX = 2      # one for each delivery that has one
+
+cdef Uffd *_guarded[GUARDED_MAX]
+_guarded[0] = _guarded[1] = NULL
+cdef uint32_t _unguarded = 0
 
 cdef uint64_t _page_nbytes = <uint64_t>sysconf(_SC_PAGESIZE)
 
@@ -64,17 +97,22 @@ cdef int _handshake(int fd, uint64_t wanted, uint64_t *features) noexcept nogil:
     return 0
 
 
-cdef int uffd_open(uint64_t wanted, uint64_t optional, int *privilege, uint64_t *features) noexcept nogil:
+cdef int uffd_open(Uffd *uffd, uint64_t wanted, uint64_t optional) noexcept nogil:
     """Open a userfaultfd by the first rung that this process may climb.
 
     `wanted` features must be there, `optional` ones are taken where the kernel has them.
-    Return: descriptor, or the -errno of the last rung (-EINVAL: a wanted feature is missing). `features`: what was enabled.
+    Return: 0, and `uffd` filled in; the -errno of the last rung (-EINVAL: a wanted feature is missing).
     GIL: never. Blocks: no. Thread: any.
     Source: userfaultfd(2); the fall-through on ENOENT, EACCES, EPERM and ENOSYS alike is what userfaultfd-rs 84 mends.
     """
     cdef int rung, fd, high, err = -ENOSYS
     cdef uint64_t known = 0
-    privilege[0] = PRIVILEGE_NONE
+    for rung in range(GUARDED_MAX):  # a number that was closed must not become ours twice
+        if _guarded[rung] != NULL:
+            uffd_make_sure(_guarded[rung])
+    memset(uffd, 0, sizeof(Uffd))
+    uffd.fd = -1
+    uffd.privilege = PRIVILEGE_NONE
     for rung in range(3):
         fd = _open_rung(rung)
         if fd < 0:
@@ -94,21 +132,123 @@ cdef int uffd_open(uint64_t wanted, uint64_t optional, int *privilege, uint64_t 
         fd = _open_rung(rung)
         if fd < 0:
             return fd
-        err = _handshake(fd, wanted | (optional & known), features)
+        err = _handshake(fd, wanted | (optional & known), &uffd.features)
         if err:
             close(fd)
             return err
-        features[0] = wanted | (optional & known)
-        high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)
-        if high >= 0:  # EINVAL where RLIMIT_NOFILE is lower: stay where we are
-            close(fd)
-            fd = high
-        privilege[0] = PRIVILEGE_USER if rung == 2 else PRIVILEGE_KERNEL
-        return fd
+        uffd.features = wanted | (optional & known)
+        uffd.privilege = PRIVILEGE_USER if rung == 2 else PRIVILEGE_KERNEL
+        return uffd_know(uffd, _to_high(fd))
     return err
 
 
-cdef int uffd_register(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
+cdef int _to_high(int fd) noexcept nogil:
+    cdef int high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)
+    if high < 0:  # EINVAL where RLIMIT_NOFILE is lower: stay where we are
+        return fd
+    close(fd)
+    return high
+
+
+cdef int uffd_know(Uffd *uffd, int fd) noexcept nogil:
+    """Take `fd` for this userfaultfd's number, and note what file that is; where it cannot be known, close it.
+
+    Return: 0 / -errno. GIL: never. Blocks: no.
+    """
+    cdef int error = lm_know_file(fd, &uffd.device, &uffd.inode)
+    uffd.fd = fd
+    if error:
+        close(fd)
+        uffd.fd = -1
+    return error
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# A number that somebody closes
+#
+# When the last descriptor of a userfaultfd is closed the kernel lets go of every range, tells nobody, and missing pages are zeros
+# from then on. Programs close what they do not know: daemonisers, closerange, a double close of somebody's. So a guardian
+# (guardian.h) holds the file where no close of the process reaches it, and gives it back to whoever finds the number closed, or
+# another file's:
+#   - an ioctl on what is no userfaultfd fails (EBADF, ENOTTY), and harms nobody: any unexpected answer makes us look, and ask;
+#   - a read would take a stranger's bytes: who reads makes sure first (threads.pyx);
+#   - closing a number that is not ours any more would do unto others the same: looked at too.
+# Without a guardian (no thread to be had, a seccomp filter without close_range) such a close cannot be survived, only noticed
+# (region.pyx).
+
+cdef int uffd_guard(Uffd *uffd) noexcept nogil:
+    """Have it survive a close of its number. Return: 0 / -errno: it will not. GIL: better not held. Blocks: some 50 us."""
+    cdef int i, error = lm_start_guardian(&uffd.guardian, uffd.fd)
+    if error:
+        lm_store32(&_unguarded, 1)
+        return error
+    for i in range(GUARDED_MAX):
+        if _guarded[i] == NULL:
+            _guarded[i] = uffd
+            break
+    return 0
+
+
+cdef bint uffds_unguarded() noexcept nogil:
+    """Has there been one in this process that has no guardian? GIL: never. Blocks: no."""
+    return lm_load32(&_unguarded) != 0
+
+
+cdef bint uffd_is_guarded(Uffd *uffd) noexcept nogil:
+    """Does it survive a close of its number? GIL: never. Blocks: no."""
+    return lm_load32(&uffd.guardian.state) == LM_HOLDS
+
+
+cdef int uffd_make_sure(Uffd *uffd) noexcept nogil:
+    """Is its number still its own? Else ask the guardian, and give it another.
+
+    Return: 0; -EBADF it is lost, and with it what was registered; -EMFILE and the like: there is no room for a descriptor now.
+    GIL: any. Blocks: where it has to ask, some 20 us. Thread: any, in a signal handler too.
+    """
+    cdef sigset_t before
+    cdef int fd, error = 0
+    if lm_file_is(uffd.fd, uffd.device, uffd.inode):
+        return 0
+    lm_guardian_enter(&uffd.guardian, &before)
+    if not lm_file_is(uffd.fd, uffd.device, uffd.inode):  # nobody else has asked meanwhile
+        fd = lm_ask_guardian(&uffd.guardian)
+        if fd >= 0:
+            lm_store32(<uint32_t *>&uffd.fd, <uint32_t>_to_high(fd))
+        else:
+            error = fd
+    lm_guardian_exit(&uffd.guardian, &before)
+    return error
+
+
+cdef void uffd_forget(Uffd *uffd) noexcept nogil:
+    """In a forked child: it is the parent's, and so is its guardian. GIL: any. Blocks: no."""
+    cdef int i
+    if lm_file_is(uffd.fd, uffd.device, uffd.inode):
+        close(uffd.fd)
+    for i in range(GUARDED_MAX):
+        if _guarded[i] == uffd:
+            _guarded[i] = NULL
+    memset(uffd, 0, sizeof(Uffd))
+    uffd.fd = -1
+
+
+cdef int _ask(Uffd *uffd, unsigned long request, void *argument) noexcept nogil:
+    """ioctl(2) on the userfaultfd, whatever has become of its number. Return: 0 / -errno."""
+    cdef int error
+    if ioctl(uffd.fd, request, argument) == 0:
+        return 0
+    error = errno
+    if error == EEXIST or error == EAGAIN:  # what only a userfaultfd says to this
+        return -error
+    if lm_file_is(uffd.fd, uffd.device, uffd.inode):
+        return -error
+    error = uffd_make_sure(uffd)
+    if error:
+        return error
+    return -errno if ioctl(uffd.fd, request, argument) else 0
+
+
+cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     """Ask for the missing faults of a range.
 
     Units: addr and nbytes page aligned. Return: 0 / -errno. GIL: never. Blocks: no.
@@ -118,10 +258,10 @@ cdef int uffd_register(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     request.range.len = nbytes
     request.mode = UFFDIO_REGISTER_MODE_MISSING
     request.ioctls = 0
-    return -errno if ioctl(fd, UFFDIO_REGISTER, &request) else 0
+    return _ask(uffd, UFFDIO_REGISTER, &request)
 
 
-cdef int uffd_wake(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
+cdef int uffd_wake(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     """Let every thread that waits for a page of the range look again.
 
     Units: addr and nbytes page aligned. Return: 0 / -errno; 0 too where nothing is mapped. GIL: never. Blocks: no.
@@ -129,10 +269,10 @@ cdef int uffd_wake(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     cdef uffdio_range request
     request.start = addr
     request.len = nbytes
-    if ioctl(fd, UFFDIO_WAKE, &request) == 0:
+    if _ask(uffd, UFFDIO_WAKE, &request) == 0:
         return 0
     # Who is not woken sleeps for ever: once more, whatever it was.
-    return -errno if ioctl(fd, UFFDIO_WAKE, &request) else 0
+    return _ask(uffd, UFFDIO_WAKE, &request)
 
 
 cdef bint page_is_absent(uint64_t addr) noexcept nogil:
@@ -153,7 +293,7 @@ cdef bint page_is_swapped(uint64_t addr) noexcept nogil:
     return n == sizeof(entry) and (entry >> 62) & 1
 
 
-cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil:
+cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil:
     """Place `nbytes` at `dst`, page by page atomically, and wake whoever waits for them.
 
     Pages that are already there keep what they hold. A copy that stops half way is completed, never undone.
@@ -175,10 +315,10 @@ cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCoun
         request.len = step
         request.mode = 0
         request.copy = 0  # untouched by the kernel on EINVAL and ESRCH: never read a stale value
-        if ioctl(fd, UFFDIO_COPY, &request) == 0:
+        err = -_ask(uffd, UFFDIO_COPY, &request)
+        if err == 0:
             done += step
             continue
-        err = errno
         if err == EAGAIN or err == EINTR:
             lm_count(&counts.eagain, 1)
             if request.copy > 0:  # 1. so many are in place and awake; the reason shows itself on the next try
@@ -192,7 +332,7 @@ cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCoun
                 backoff_ns *= 2
         elif err == EEXIST:  # 3. the first page is there; nothing was copied, nobody was woken
             lm_count(&counts.eexist, 1)
-            uffd_wake(fd, dst + done, _page_nbytes)
+            uffd_wake(uffd, dst + done, _page_nbytes)
             if page_is_absent(dst + done) and not page_is_swapped(dst + done):
                 if vanished == 8:
                     return -ENOMEM  # "there" and absent for ever is how some kernels say so
@@ -207,23 +347,22 @@ cdef int uffd_copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCoun
     return 0
 
 
-cdef int uffd_zero(int fd, uint64_t dst, uint64_t nbytes) noexcept nogil:
+cdef int uffd_zero(Uffd *uffd, uint64_t dst, uint64_t nbytes) noexcept nogil:
     """Map the zero page over what is absent in a range, and wake its waiters.
 
     Units: page aligned. Return: 0 / -errno; -EEXIST when a page is there or poisoned. GIL: never. Blocks: no.
     """
     cdef uffdio_zeropage request
     cdef uint64_t done = 0
-    cdef int tries = 0
+    cdef int error, tries = 0
     while done < nbytes:
         request.range.start = dst + done
         request.range.len = nbytes - done
         request.mode = 0
         request.zeropage = 0
-        if ioctl(fd, UFFDIO_ZEROPAGE, &request) == 0:
-            return 0
-        if errno != EAGAIN:
-            return -errno
+        error = _ask(uffd, UFFDIO_ZEROPAGE, &request)
+        if error != -EAGAIN:
+            return error
         if request.zeropage > 0:
             done += <uint64_t>request.zeropage
             continue
@@ -234,7 +373,7 @@ cdef int uffd_zero(int fd, uint64_t dst, uint64_t nbytes) noexcept nogil:
     return 0
 
 
-cdef int uffd_poison(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
+cdef int uffd_poison(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     """Make every access to the absent pages of a range a SIGBUS (EFAULT in a system call), and wake its waiters.
 
     A later COPY heals it. Units: page aligned. Return: 0 / -errno. GIL: never. Blocks: no. Since Linux 6.6.
@@ -244,15 +383,16 @@ cdef int uffd_poison(int fd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     request.range.len = nbytes
     request.mode = 0
     request.updated = 0
-    return -errno if ioctl(fd, UFFDIO_POISON, &request) else 0
+    return _ask(uffd, UFFDIO_POISON, &request)
 
 
-cdef int uffd_read(int fd, uffd_msg *message) noexcept nogil:
+cdef int uffd_read(Uffd *uffd, uffd_msg *message) noexcept nogil:
     """Wait for one message. One, not a batch: a batch would tie strangers' faults to one thread's slow source.
 
-    Return: 1; 0 nothing (interrupted); -errno the descriptor is no longer ours. GIL: never. Blocks: until a fault.
+    Only where the number is known to be its own: a stranger's file would lose the bytes.
+    Return: 1; 0 nothing (interrupted); -errno the number is no longer ours. GIL: never. Blocks: until a fault.
     """
-    cdef ssize_t n = read(fd, message, sizeof(uffd_msg))
+    cdef ssize_t n = read(uffd.fd, message, sizeof(uffd_msg))
     if n == sizeof(uffd_msg):
         return 1
     if n < 0 and errno not in (EAGAIN, EINTR):

@@ -384,6 +384,8 @@ void touch_as_this_thread_ends(void *p)
 /* ---------------------------------------------------------------- processes that Python does not make */
 
 /* vfork(): a child in our own memory reads a word and exits with its low byte. Return: its wait status. */
+
+/* The same by vfork(), which shares the memory. */
 int vfork_and_touch(volatile int64_t *p)
 {
     int status = -1;
@@ -415,3 +417,4 @@ int fork_twice_and_touch(const char *base, uint64_t n, uint64_t step)
     waitpid(pid, &status, 0);
     return status;
 }
+

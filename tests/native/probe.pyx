@@ -19,26 +19,36 @@ cdef extern from "native.h" nogil:
 
 def open_uffd(uint64_t wanted, uint64_t optional=0):
     """(descriptor or -errno, privilege, features)"""
-    cdef int privilege = 0
-    cdef uint64_t features = 0
-    fd = uffd_open(wanted, optional, &privilege, &features)
-    return fd, privilege, features
+    cdef Uffd opened
+    cdef int error = uffd_open(&opened, wanted, optional)
+    return (error if error else opened.fd), opened.privilege, opened.features
+
+
+cdef Uffd _known
+
+
+cdef Uffd *_uffd(int fd) noexcept nogil:
+    """A userfaultfd without a guardian. Thread: one, or all of the same descriptor."""
+    if _known.fd != fd or uffd_make_sure(&_known):
+        memset(&_known, 0, sizeof(_known))
+        uffd_know(&_known, fd)
+    return &_known
 
 
 def register(int fd, uint64_t addr, uint64_t nbytes):
-    return uffd_register(fd, addr, nbytes)
+    return uffd_register(_uffd(fd), addr, nbytes)
 
 
 def wake(int fd, uint64_t addr, uint64_t nbytes):
-    return uffd_wake(fd, addr, nbytes)
+    return uffd_wake(_uffd(fd), addr, nbytes)
 
 
 def zero(int fd, uint64_t addr, uint64_t nbytes):
-    return uffd_zero(fd, addr, nbytes)
+    return uffd_zero(_uffd(fd), addr, nbytes)
 
 
 def poison(int fd, uint64_t addr, uint64_t nbytes):
-    return uffd_poison(fd, addr, nbytes)
+    return uffd_poison(_uffd(fd), addr, nbytes)
 
 
 def absent(uint64_t addr):
@@ -51,7 +61,7 @@ def copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes):
     cdef int error
     memset(&counts, 0, sizeof(counts))
     with nogil:
-        error = uffd_copy(fd, dst, src, nbytes, &counts)
+        error = uffd_copy(_uffd(fd), dst, src, nbytes, &counts)
     return error, counts.eexist, counts.eagain
 
 
@@ -76,7 +86,7 @@ def read_message(int fd):
     cdef int n
     memset(&message, 0, sizeof(message))
     with nogil:
-        n = uffd_read(fd, &message)
+        n = uffd_read(_uffd(fd), &message)
     return n, message.event, message.address, message.ptid
 
 
@@ -103,11 +113,12 @@ def race_copies(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, uint32_t ro
     cdef CopyCounts counts
     cdef uint32_t i
     cdef uint64_t errors = 0, absent_after = 0, page
+    cdef Uffd *uffd = _uffd(fd)
     memset(&counts, 0, sizeof(counts))
     with nogil:
         for i in range(1, rounds + 1):
             _meet(i, 0)
-            if uffd_copy(fd, dst, src, nbytes, &counts):
+            if uffd_copy(uffd, dst, src, nbytes, &counts):
                 errors += 1
             page = 0
             while page < nbytes:
