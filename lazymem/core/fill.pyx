@@ -32,6 +32,10 @@ cdef extern from "native.h" nogil:
     int INT_MAX
 
 cdef uint64_t RETRY_PAUSE_NS = 1000000
+# Of a wait for another thread's fill, which says a little after its deadline how it ended. Threads that take the block one after the
+# other, so many of them, are each waited for.
+cdef uint64_t SLACK_NS = 250000000
+cdef uint32_t FILLERS_MAX = 3
 # How many sources that may touch lazy arrays are running: while it is 0, no touch can be a source's.
 cdef uint32_t _nesting_sources = 0
 
@@ -247,6 +251,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen, state, mark, tid = me.tid if me != NULL else lm_gettid()
     cdef uint64_t deadline_ns = 0
+    cdef uint32_t filler = 0, fillers = 0
     cdef bint waited = False
     cdef int error
     filled[0] = 0
@@ -285,8 +290,10 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             if mark != seen and not lm_cas32(word, seen, mark):
                 continue
             return LATER
-        if deadline_ns == 0:
-            deadline_ns = lm_now_ns() + r.timeout_ns
+        if seen >> DETAIL_SHIFT != filler and fillers < FILLERS_MAX:  # each has a deadline of its own
+            filler = seen >> DETAIL_SHIFT
+            fillers += 1
+            deadline_ns = lm_now_ns() + r.timeout_ns + SLACK_NS
         waited = True
         if me != NULL and me.interrupted != NULL and me.interrupted():  # before it sleeps, so that it is heard then
             return -EINTR
