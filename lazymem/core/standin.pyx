@@ -9,6 +9,7 @@ from libc.stdlib cimport abort
 from libc.string cimport memset, strlen
 
 from lazymem.core.failure cimport *
+from lazymem.core.mprotect cimport mprotect_exposed
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
 from lazymem.core.place cimport place_bytes, place_empty, place_holds, place_seen, place_shown, place_woken, place_zeros
@@ -185,6 +186,8 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
             return not loose and _stand_in_own(r, block, toucher, error)
         if state == FILLING and (error == ETIMEDOUT or error == EDEADLK):
             return False  # another thread's fetch hangs, or waits for ours: its block is not ours to put zeros into
+        if r.delivery == MPROTECT and (state == RESIDENT or state == DIRTY) and not mprotect_exposed(&r.exposure, block):
+            return False  # its bytes are here, and cannot be shown: the touch would come back for ever
         place_woken(r, at, whole)  # somebody else is more fortunate: touch again
         return True
     if seen & WITNESS and not loose or not (_remember_loose(r, block) if loose else _remember_standin(toucher, r, block)):
