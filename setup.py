@@ -1,8 +1,8 @@
 """What is compiled, and how? Everything else is in pyproject.toml.
 
 Developer mode (LAZYMEM_DEVELOPER=1, as .ci/run sets it): warnings are errors. Elsewhere a new compiler's new warning breaks
-nobody. LAZYMEM_DEBUG=1 compiles the points in at which tests hold threads up (core/parking.h); LAZYMEM_SANITIZE=address,undefined
-compiles for the sanitizers (tests/lanes.sh runs both). Each wants a build of its own: objects are not rebuilt for other flags.
+nobody. LAZYMEM_DEBUG=1 compiles in the points where tests hold threads up (core/parking.h); LAZYMEM_SANITIZE=address,undefined
+is for the sanitizers (tests/lanes.sh runs both). Each wants a build of its own: objects are not rebuilt for other flags.
 """
 
 import os
