@@ -192,6 +192,7 @@ class Wake(Case):
 # In the order of their rows. The auto- ones are made with no option at all; the -provider ones are over one of the user's.
 PINNED = (
     "floor-anon", "floor-inline", "inline-native", "floor-threads", "threads-native", "inline-file", "threads-file",
+    "mprotect-native",
     "inline-python", "inline-python-gil", "threads-python", "threads-python-gil",
     "floor-wake", "inline-python-asleep", "threads-python-asleep", "memmap-warm", "memmap-copy",
 )  # fmt: skip
@@ -236,7 +237,7 @@ def make_case(name: str, nbytes: int, block_nbytes: int, path: str, cores: list[
         return Floor(what, nbytes, block_nbytes)
     if how == "memmap":
         return MemoryMap(path, block_nbytes, what == "copy")
-    if how not in ("auto", "inline", "threads"):
+    if how not in ("auto", "inline", "threads", "mprotect"):
         raise ValueError(f"no case {name!r}")
     options = {} if how == "auto" else {"block_nbytes": block_nbytes, "delivery": how}
     if asks_python(name):

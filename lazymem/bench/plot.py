@@ -11,6 +11,7 @@ COLOURS = {
     "floor-anon": "#9a9a9a",
     "floor-inline": "#9ecae1", "inline-native": "#2171b5", "inline-file": "#08306b",
     "floor-threads": "#fdbe85", "threads-native": "#e6550d", "threads-file": "#8c2d04",
+    "mprotect-native": "#525252",
     "inline-python": "#41b6c4", "inline-python-gil": "#7fcdbb", "threads-python": "#dd3497", "threads-python-gil": "#fa9fb5",
     "inline-provider": "#225ea8", "threads-provider": "#7a0177",
     "floor-wake": "#d9d9d9", "inline-python-asleep": "#238b45", "threads-python-asleep": "#a50f15",

@@ -44,8 +44,8 @@ cdef extern from *:
     #include <signal.h>
     #include <stdint.h>
     #include <stdlib.h>
+    #include <sys/mman.h>
     #include <sys/stat.h>
-    #include <sys/syscall.h>
     #include <unistd.h>
     #include "native.h"
 
@@ -64,9 +64,9 @@ cdef extern from *:
     static int lm_memory_file(uint64_t nbytes, uint64_t *device, uint64_t *inode)
     {
         struct stat st;
-        int high, error, fd = (int)syscall(SYS_memfd_create, "lazymem", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+        int high, error, fd = memfd_create("lazymem", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
         if (fd < 0 && errno == EINVAL)
-            fd = (int)syscall(SYS_memfd_create, "lazymem", MFD_CLOEXEC);
+            fd = memfd_create("lazymem", MFD_CLOEXEC);
         if (fd < 0)
             return -errno;
         if (ftruncate(fd, (off_t)nbytes) || fstat(fd, &st)) {
@@ -100,6 +100,13 @@ cdef extern from *:
         (void)ignored;   /* gVisor cannot: it is written over */
     }
     static inline void lm_make_empty(int fd) { int ignored = ftruncate(fd, 0); (void)ignored; }
+
+    /* A second mapping of shared pages, without their file; nothing may be accessed yet. NULL and errno: there is none. */
+    static inline void *lm_map_again(void *p, uint64_t n)
+    {
+        void *again = mremap(p, 0, n, MREMAP_MAYMOVE);
+        return again == MAP_FAILED ? NULL : again;
+    }
 
     static inline void lm_no_signals(sigset_t *before)
     {
@@ -149,6 +156,7 @@ cdef extern from *:
     int64_t lm_bytes_from(int fd, uint64_t at) noexcept nogil
     void lm_make_hole(int fd, uint64_t at, uint64_t n) noexcept nogil
     void lm_make_empty(int fd) noexcept nogil
+    void *lm_map_again(void *p, uint64_t n) noexcept nogil
     void lm_no_signals(sigset_t *before) noexcept nogil
     void lm_signals_again(const sigset_t *before) noexcept nogil
     void lm_exposing_enter(sigset_t *before) noexcept nogil
@@ -254,7 +262,7 @@ cdef int _lay(Exposure *e, uint64_t first, uint64_t last, bint blank, int how) n
         return -errno
     if madvise(<void *>(e.base + at), nbytes, MADV_DONTFORK):
         return -errno
-    madvise(<void *>(e.base + at), nbytes, MADV_DONTDUMP)  # to dump what is missing, the kernel would make pages of zeros of it
+    madvise(<void *>(e.base + at), nbytes, MADV_DONTDUMP)  # to dump what is missing, the kernel would make zeros of it
     munlock(<void *>(e.base + at), nbytes)
     return 0
 
@@ -396,13 +404,27 @@ cdef int mprotect_remove(Exposure *e, uint64_t block) noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------------------------
 # Bytes
 
+cdef int _write_without_file(Exposure *e, uint64_t at, const void *src, uint64_t nbytes) noexcept nogil:
+    """Somebody has closed our descriptor: through a second mapping, made of the first. Return, Thread: as `_write`."""
+    cdef void *again
+    cdef int error
+    if (e.blank[(at // e.block_nbytes) >> 6] >> (at // e.block_nbytes & 63)) & 1:
+        return -EBADF  # there the file is not mapped, and cannot be
+    again = lm_map_again(<void *>(e.base + at), nbytes)
+    if again == NULL:
+        return -errno
+    error = -errno if mprotect(again, nbytes, PROT_READ | PROT_WRITE) else lm_copy_from(again, src, nbytes)
+    munmap(again, nbytes)
+    return error
+
+
 cdef int _write(Exposure *e, uint64_t at, const void *src, uint64_t nbytes) noexcept nogil:
     """Thread: signals blocked. Return: 0; 1 the block is exposed: nothing was written; -errno."""
     cdef int64_t n
     if mprotect_exposed(e, at // e.block_nbytes):
         return 1
     if not lm_is_file(e.fd, e.device, e.inode):
-        return -EBADF
+        return _write_without_file(e, at, src, nbytes)
     while nbytes:
         n = lm_write_at(e.fd, src, nbytes, at)
         if n < 0 and errno == EINTR:
@@ -419,8 +441,8 @@ cdef int mprotect_write(Exposure *e, uint64_t at, const void *src, uint64_t nbyt
     """Put bytes of one block behind the mapping. A block that is exposed keeps what it holds: a signal handler that
     interrupted its filler has filled it, and may have written to it since.
 
-    Units: at, bytes of the region. Return: 0; -EFAULT src cannot be read; -EBADF somebody closed our descriptor; -errno, as
-    pwrite(2). GIL: never. Blocks: no. Thread: the claimer of the block, in a signal handler too.
+    Units: at, bytes of the region. Return: 0; -EFAULT src cannot be read; -EBADF our descriptor is closed, and needed; -errno,
+    as pwrite(2). GIL: never. Blocks: no. Thread: the claimer of the block, in a signal handler too.
     """
     cdef sigset_t before
     cdef uint64_t step

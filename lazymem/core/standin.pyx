@@ -189,7 +189,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
         if r.delivery == MPROTECT and (state == RESIDENT or state == DIRTY) and not mprotect_exposed(&r.exposure, block):
             return False  # its bytes are here, and cannot be shown: the touch would come back for ever
         place_woken(r, at, whole)  # somebody else is more fortunate: touch again
-        return True
+        return state not in (RESIDENT, DIRTY) or place_shown(r, block) == 0  # unless it is we who cannot be shown what is there
     if seen & WITNESS and not loose or not (_remember_loose(r, block) if loose else _remember_standin(toucher, r, block)):
         return False
     if not lm_cas32(word, seen, FILLING | MAKING | (seen & STANDIN) | (toucher.tid << DETAIL_SHIFT)):
