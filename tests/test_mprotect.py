@@ -51,9 +51,8 @@ def balanced(a):
 # --- mappings
 
 
-@each_user
-def test_every_second_block_of_many(user):
-    in_child(every_second_block_of_many, user=user, timeout=100)
+def test_every_second_block_of_many():
+    in_child(every_second_block_of_many, timeout=100)
 
 
 def every_second_block_of_many():
@@ -141,7 +140,14 @@ def about_to_be_read():
     assert lm.stats(b).reexposed > 0
     assert os.write(writer, plain[: 4 * WORDS]) == 4 * PAGE
     assert region.exports == 1
-    held.release()
+    del region
+    other = memoryview(b[:WORDS])
+    assert np.array_equal(np.asarray(b)[WORDS :: 2 * WORDS], np.arange(WORDS, n * WORDS, 2 * WORDS)), "both are held now"
+    c, _ = array(n)
+    third = memoryview(c[:WORDS])
+    assert np.array_equal(np.asarray(c)[:: 2 * WORDS], np.arange(0, n * WORDS, 2 * WORDS))
+    assert mappings() < 2 * quarter() + 500, "no more than that, for whoever holds a buffer for ever"
+    held.release(), other.release(), third.release()
 
 
 def test_blocks_that_nobody_chose_are_coarse_enough():

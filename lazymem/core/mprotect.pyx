@@ -11,7 +11,7 @@ neighbours', its bytes stay in the file, and whoever touches it has it exposed a
 neighbours whose bytes are there (which costs no more mappings). A hand goes round the exposed stretches of all arrays, like a
 clock's, and hides the next one: a stretch that has been passed is hidden again only when all the others have been. So an
 instruction that touches several blocks, of which the hand takes one, has them all after as many faults more. Arrays of which a
-buffer is handed out are passed over: a system call on it could not wait.
+buffer is handed out are passed over, since a system call on it could not wait, until they take as much again.
 
 Bits, protections and the count of stretches change together, under a lock: a word, whose holder has all signals blocked,
 touches no array, and does nothing but mprotect. So no handler of its thread can wait for it, and others wait as long as they
@@ -277,7 +277,7 @@ cdef int _lay_block(Exposure *e, uint64_t block, bint blank) noexcept nogil:
     _set_bits(e.blank, block, block + 1, True)  # until the file surely lies there again, nobody is to believe so
     for tries in range(MAKE_ROOM):
         error = _lay(e, block, block + 1, blank, MAP_FIXED)
-        if error != -ENOMEM or not _hide_one():
+        if error != -ENOMEM or not (_hide_one(False) or _hide_one(True)):
             break
     if error == 0 and not blank:
         _set_bits(e.blank, block, block + 1, False)
@@ -312,8 +312,9 @@ cdef bint _hide_run(Exposure *e, uint64_t block) noexcept nogil:
     return True
 
 
-cdef bint _hide_one() noexcept nogil:
-    """Hide the stretch that the hand comes to next. Return: False when there is none."""
+cdef bint _hide_one(bint lent) noexcept nogil:
+    """Hide the stretch that the hand comes to next; `lent`: also of arrays of which a buffer is out. Return: False when there
+    is none."""
     global _ring
     cdef Exposure *start = _ring
     cdef uint64_t block
@@ -321,7 +322,7 @@ cdef bint _hide_one() noexcept nogil:
     if start == NULL:
         return False
     while turns < 2:
-        if _ring.runs and lm_load32(_ring.exports) == 0:
+        if _ring.runs and (lent or lm_load32(_ring.exports) == 0):
             block = _next(_ring, _ring.hand, True)
             if block < _ring.nblocks:
                 return _hide_run(_ring, block)
@@ -329,6 +330,12 @@ cdef bint _hide_one() noexcept nogil:
         _ring = _ring.after
         turns += _ring == start
     return False
+
+
+cdef void _keep_to_ours() noexcept nogil:
+    """Make room for one stretch more. A buffer may be held for ever: the rest of the process needs mappings too."""
+    while _runs >= _most_runs and _hide_one(_runs >= 2 * _most_runs):
+        pass
 
 
 cdef bint _is_there(Exposure *e, uint64_t block) noexcept nogil:
@@ -339,8 +346,7 @@ cdef int _expose(Exposure *e, uint64_t block) noexcept nogil:
     cdef uint64_t first, last, least = 0, most = e.nblocks
     cdef unsigned char unused
     cdef int error, tries
-    while _runs >= _most_runs and _hide_one():
-        pass
+    _keep_to_ours()
     error = _lay_block(e, block, False)
     if error:
         return error
@@ -356,8 +362,8 @@ cdef int _expose(Exposure *e, uint64_t block) noexcept nogil:
         while last < most and not mprotect_exposed(e, last) and _is_there(e, last):
             last += 1
         error = _protect(e, first, last, e.access)
-        if error != -ENOMEM or not _hide_one():  # somebody else has used up the mappings: make do with fewer
-            break
+        if error != -ENOMEM or not (_hide_one(False) or _hide_one(True)):
+            break  # ENOMEM: somebody else has used up the mappings; we make do with fewer
     if error == 0:
         _count(e, first, last, True)
     elif error == -ENOMEM:
@@ -488,8 +494,7 @@ cdef int mprotect_zeros(Exposure *e, uint64_t block) noexcept nogil:
     if e.live:
         error = 0
         if not mprotect_exposed(e, block):
-            while _runs >= _most_runs and _hide_one():
-                pass
+            _keep_to_ours()
             error = _lay_block(e, block, True)
             if error == 0:
                 error = _protect(e, block, block + 1, e.access)
