@@ -12,6 +12,7 @@ import numpy as np
 
 from lazymem.core import lazyarray as core
 from lazymem.core.memory import region_owner
+from lazymem.core.registered import look
 from lazymem.handle import Region
 from lazymem.lazyarray import LazyArray
 
@@ -206,6 +207,9 @@ def check(x: Any) -> None:
     ------
     PageError
         The latest failure since the array was made or last checked.
+    RuntimeError
+        It has lost its memory: somebody closed lazymem's userfaultfd, or unregistered what it serves; values read since may be
+        zeros that are no data.
     ValueError
         Ordinary memory.
 
@@ -215,6 +219,7 @@ def check(x: Any) -> None:
     `lazymem.guard`.
     """
     owner = _need(x)[0]
+    look(owner)
     errors = owner.counters()["errors"]
     if errors != owner.checked:
         owner.checked = errors

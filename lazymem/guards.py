@@ -20,13 +20,16 @@ class guard:
     PageError
         As it is left: a touch has failed somewhere in this process since it was entered, on whichever thread and whichever
         array. An exception of the code inside becomes its context; KeyboardInterrupt and the like pass.
+    RuntimeError
+        As it is left: an array has lost its memory, since somebody closed lazymem's userfaultfd or unregistered what it
+        serves; values read from it may be zeros that are no data.
     TimeoutError
         As it is entered: another thread's operation has failed and not ended for 1 s.
 
     Notes
     -----
     Guards may be nested, and entered on several threads. Blocks: as it is entered, at most 1 s, while others' failed
-    operations end. GIL: released meanwhile.
+    operations end; as it is left, some us for each array, at most 2 ms. GIL: released meanwhile; kept as it is left.
 
     Examples
     --------

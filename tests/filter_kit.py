@@ -13,7 +13,7 @@ _FILTER = """
 def refuse(errno, calls=("userfaultfd",), device=True):
     import ctypes, platform, struct
     column, ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}[platform.machine()]
-    NUMBERS = {"userfaultfd": (323, 282), "memfd_create": (319, 279), "ioctl": (16, 29)}
+    NUMBERS = {"userfaultfd": (323, 282), "memfd_create": (319, 279), "ioctl": (16, 29), "close_range": (436, 436)}
     NEW_OF_DEVICE = 0xAA00  # the ioctl
     def op(code, jt, jf, k): return struct.pack("HBBI", code, jt, jf, k)
     load_arch, load_number, load_argument = op(0x20, 0, 0, 4), op(0x20, 0, 0, 0), op(0x20, 0, 0, 24)
@@ -42,10 +42,12 @@ def refusing(errno_name: str, calls: tuple[str, ...] = ("userfaultfd",), device:
     return f"{_FILTER}\nrefuse({ERRNOS[errno_name]}, {calls!r}, {device!r})\n"
 
 
-def run_refused(errno_name: str, arguments: list[str], user: str | None, device: bool = True) -> tuple[int, str, str]:
+def run_refused(
+    errno_name: str, arguments: list[str], user: str | None, calls: tuple[str, ...] = ("userfaultfd",), device: bool = True
+) -> tuple[int, str, str]:
     """Run a new interpreter under the filter: (status, stdout, stderr)."""
     then = f"import os, sys\nos.execv(sys.executable, [sys.executable, *{arguments!r}])\n"
-    return run_child(refusing(errno_name, device=device) + then, user=user)
+    return run_child(refusing(errno_name, calls, device) + then, user=user)
 
 
 assert sys.byteorder == "little", "where an argument's low half lies"

@@ -74,6 +74,8 @@ def test_an_ordinary_user_is_told_of_user_faults_and_remedies():
 @each_user
 def test_what_it_says_agrees_with_what_arrays_do(user):
     _, found = doctor(user)
+    assert [t["guarded"] for t in found["trials"]] == [True, True, True, None]
+    assert not any("close_range" in r["what"] for r in found["remedies"])
     took = check_child(
         """
         import lazymem as lm
@@ -94,7 +96,8 @@ def test_text_says_the_verdict_first_and_every_topic(user):
     assert "delivery 'auto' takes '" in first
     assert second == ""
     for topic in ("kernel", "seccomp", "/dev/userfaultfd", "vm.unprivileged_userfaultfd", "SIGBUS", "THREAD_ID", "POISON",
-                  "MOVE", "cores", "memory", "vm.max_map_count", "vm.overcommit_memory", "numpy",
+                  "MOVE", "closes our userfaultfd arrays go on",
+                  "cores", "memory", "vm.max_map_count", "vm.overcommit_memory", "numpy",
                   os.uname().release):  # fmt: skip
         assert topic in out, topic
     assert max(map(len, out.splitlines())) <= 127
@@ -117,6 +120,22 @@ def test_faulthandler_is_named_as_owner_of_sigbus(flags):
     assert status == 0
     assert found["signals"]["faulthandler"] == bool(flags)
     assert found["signals"]["sigbus_owner"] == ("faulthandler" if flags else "nobody")
+
+
+@each_user
+def test_that_nobody_can_hold_the_descriptor_is_said(user):
+    status, out, err = run_refused("ENOSYS", [*DOCTOR, "--json"], user, calls=("close_range",), device=False)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert {t["asked"]: t["guarded"] for t in found["trials"]} == {
+        "auto": False, "threads": False, "inline": False, "mprotect": None,
+    }  # fmt: skip
+    assert all(t["right"] for t in found["trials"])
+    said = [r for r in found["remedies"] if "close_range" in r["what"]]
+    assert len(said) == 1
+    assert any("close_range" in way["do"] for way in said[0]["ways"])
+    _, out, _ = run_refused("EPERM", DOCTOR, user, calls=("close_range",), device=False)
+    assert "arrays LOSE THEIR MEMORY" in out
 
 
 @each_user

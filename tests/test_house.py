@@ -19,7 +19,7 @@ FLOORS = {
     "lazymem.core.fill": 7, "lazymem.core.measure": 7,
     "lazymem.core.inline": 8, "lazymem.core.threads": 8, "lazymem.core.jobs": 8,
     "lazymem.core.memory": 9,
-    "lazymem.core.operation": 10, "lazymem.core.told": 10,
+    "lazymem.core.operation": 10, "lazymem.core.told": 10, "lazymem.core.registered": 10,
     "lazymem.core.lazyarray": 11, "lazymem.core.serve": 11, "lazymem.core.guards": 11,
     "lazymem.core.fork": 12,
     "lazymem.system": 12, "lazymem.options": 12, "lazymem.counters": 12, "lazymem.sigowner": 12,

@@ -480,6 +480,187 @@ def moved_away_and_left_its_place(delivery, mode):
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
+# Memory that somebody unregisters. The kernel tells nobody
+
+
+def unregister(a, first, blocks):
+    (number,) = ours()
+    fcntl.ioctl(number, UFFDIO_UNREGISTER, struct.pack("QQ", address_of(a) + first * PAGE, blocks * PAGE))
+
+
+def move_and_move_back(a):
+    """Block 40, which comes back without its registration."""
+    at = address_of(a) + 40 * PAGE
+    elsewhere = must(libc().mmap(None, PAGE, PROT_NONE, ANONYMOUS, -1, 0))
+    must(libc().mremap(at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, elsewhere))
+    must(libc().mremap(elsewhere, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at))
+
+
+def split(a):
+    """What others may do to parts of an array's memory."""
+    at = address_of(a)
+    for block in range(0, 64, 2):
+        must(libc().madvise(at + block * PAGE, PAGE, mmap.MADV_SEQUENTIAL))
+    for block in (0, 17, 63):
+        must(libc().mprotect(at + block * PAGE, PAGE, PROT_NONE))
+
+
+def split_and_unregister(a):
+    split(a)
+    unregister(a, 40, 1)
+
+
+TAKEN = {
+    "whole": lambda a: unregister(a, 0, 64),
+    "one": lambda a: unregister(a, 40, 1),
+    "up to the end": lambda a: unregister(a, 40, 24),
+    "up to the middle": lambda a: unregister(a, 0, 41),
+    "moved": move_and_move_back,
+    "split": split_and_unregister,
+}
+
+
+@each_user
+@pytest.mark.parametrize("told", ["check", "guard", "other guard"])
+def test_memory_that_somebody_unregistered_is_noticed(delivery, told, user):
+    status, out, err = end_of_child(somebody_unregistered, delivery, told, user=user)
+    assert out == "raised\n" * len(TAKEN), err
+    assert status == -signal.SIGSEGV, err
+    assert "somebody took it from lazymem's userfaultfd" in err
+
+
+def somebody_unregistered(delivery, told):
+    for i, take in enumerate(TAKEN.values()):
+        view = taken(take, told, delivery, "rc"[i % 2])
+        print("raised", flush=True)
+    print(view[5 * WORDS])
+
+
+def taken(take, told, delivery, mode):
+    a, _ = array(delivery, mode)
+    fine, _ = array(delivery)
+    lm.populate(a[5 * WORDS : 10 * WORDS])
+    view = np.asarray(a)
+
+    def read():
+        take(a)
+        assert view[40 * WORDS] == 0, "the test is of zeros that nobody knows of"
+
+    def guarded():
+        with lm.guard():
+            read()
+
+    def check():
+        lm.check(view)
+
+    said = "no longer registered"
+    if told == "check":
+        read()
+        with pytest.raises(RuntimeError, match=said):
+            check()
+    elif told == "guard":
+        with pytest.raises(RuntimeError, match=said):
+            guarded()
+    else:  # who read zeros under it must hear of it, whoever finds it first
+        guard = lm.guard()
+        guard.__enter__()
+        read()
+        with pytest.raises(RuntimeError, match=said):
+            check()
+        with pytest.raises(RuntimeError, match=said):
+            guard.__exit__(None, None, None)
+    for touch in (lambda: a[5 * WORDS], lambda: a[40 * WORDS], a.sum, lambda: lm.populate(a), check):
+        with pytest.raises(RuntimeError, match=said):
+            touch()
+    assert child_of(lambda: view[5 * WORDS]) == -signal.SIGSEGV
+    all_right(fine, 9)
+    return view
+
+
+def test_an_operation_that_is_on_its_way_hears_of_it(delivery):
+    in_child(an_operation_hears_of_it, delivery)
+
+
+def an_operation_hears_of_it(delivery):
+    a, kit = array(delivery, gate=1)
+    raised = []
+
+    def operate():
+        try:
+            lm.populate(a)
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=operate)
+    thread.start()
+    assert wait_until(lambda: kit.calls >= 1)
+    unregister(a, 40, 1)
+    with pytest.raises(RuntimeError, match="no longer registered"):
+        lm.check(a)
+    kit.gate = 0
+    thread.join(20)
+    assert "no longer registered" in raised[0]
+
+
+def test_who_sleeps_for_a_page_of_it_is_stopped():
+    status, out, err = end_of_child(who_sleeps_is_stopped)
+    assert (status, out) == (-signal.SIGSEGV, ""), err
+    assert "somebody took it from lazymem's userfaultfd" in err
+
+
+def who_sleeps_is_stopped():
+    a, kit = array("threads", gate=1)
+    pest().start_toucher(ctypes.c_void_p(address_of(a) + 3 * PAGE))
+    assert wait_until(lambda: kit.calls == 1)
+    unregister(a, 40, 1)
+    with contextlib.suppress(RuntimeError):
+        lm.check(a)
+    time.sleep(5)
+    print("sleeps on")
+
+
+@each_user
+def test_memory_that_is_only_split_is_none_of_it(delivery, user):
+    in_child(only_split, delivery, user=user)
+
+
+def only_split(delivery):
+    a, _ = array(delivery)
+    lm.populate(a[5 * WORDS : 10 * WORDS])
+    must(libc().mlock(address_of(a) + 7 * PAGE, PAGE))
+    split(a)
+    lm.check(a)
+    with lm.guard():
+        assert int(np.asarray(a)[8 * WORDS]) == 8 * WORDS
+    for block in (0, 17, 63):
+        must(libc().mprotect(address_of(a) + block * PAGE, PAGE, mmap.PROT_READ))
+    lm.check(a)
+    all_right(a, 20)
+
+
+def test_more_arrays_than_a_guard_looks_at_are_looked_at_in_turns():
+    in_child(looked_at_in_turns)
+
+
+def guards(times):
+    for _ in range(times):
+        with lm.guard():
+            pass
+
+
+def looked_at_in_turns():
+    arrays = sorted((lm.from_provider(bytes(PAGE), delivery="inline") for _ in range(1500)), key=address_of)
+    for which in (0, 1400, 700, 1499):
+        (number,) = ours()
+        fcntl.ioctl(number, UFFDIO_UNREGISTER, struct.pack("QQ", address_of(arrays[which]), PAGE))
+        with pytest.raises(RuntimeError, match="no longer registered"):
+            guards(2)
+        with pytest.raises(RuntimeError, match="no longer registered"):
+            lm.check(arrays[which])
+        guards(3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
 # 38. Dropped pages, by a closed number too
 
 

@@ -141,6 +141,10 @@ def _tried(trials: list[dict[str, Any]], because: str) -> list[str]:
             lines.append(_row(f"delivery='{trial['asked']}'", f"FAILED: {why}"))
         if trial["asked"] == "auto":
             lines.append(_row("", f"since {because}"))
+    guarded = [trial["guarded"] for trial in trials if trial["right"] and trial["guarded"] is not None]
+    if guarded:
+        said = "arrays go on: a thread of ours holds it too" if all(guarded) else "arrays LOSE THEIR MEMORY: see below"
+        lines.append(_row("if somebody closes our userfaultfd", said))
     return lines
 
 

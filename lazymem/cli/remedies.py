@@ -51,6 +51,8 @@ def remedies(facts: dict[str, Any], trials: list[dict[str, Any]]) -> list[Remedy
             (("Python", "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS]) before arrays are made"),
              ("or", "delivery='threads', which needs no signal")),
         ))  # fmt: skip
+    if any(trial["right"] and trial["guarded"] is False for trial in trials):
+        found.append(_no_guardian())
     found += _limits(facts["machine"])
     opened = {"threads": device["allowed"] or system_call["allowed"] or user_only["allowed"]}
     opened["inline"] = opened["threads"] and not facts["signals"]["sigbus_blocked"]
@@ -140,6 +142,22 @@ def _user_faults_only(facts: dict[str, Any]) -> list[Remedy]:
             ),
         ),
     ]
+
+
+def _no_guardian() -> Remedy:
+    return Remedy(
+        "No thread can hold lazymem's userfaultfd apart from the process's descriptors: close_range(2) is refused (a seccomp "
+        "filter, or Linux before 5.9). If code of this process closes descriptors that it does not own (os.closerange, a "
+        "daemoniser, a double close), arrays lose their memory: operations and lazymem.guard() raise RuntimeError, a touch "
+        "ends the process; a plain touch before that is noticed reads zeros",
+        (
+            ("seccomp profile", "a copy of the runtime's default (newer ones allow it), with this added to its syscalls:"),
+            ("", '{"names": ["close_range"], "action": "SCMP_ACT_ALLOW"}'),
+            ("kernel", "Linux 5.9 or newer"),
+            ("meanwhile", "make arrays after such code has run; with lazymem.guard(): around plain touches"),
+            ("or", "delivery='mprotect', which has no userfaultfd"),
+        ),
+    )
 
 
 def _features(facts: dict[str, Any]) -> list[Remedy]:

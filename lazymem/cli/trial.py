@@ -23,14 +23,15 @@ def trial(delivery: str) -> dict[str, Any]:
     -------
     dict
         right: bool, every value was; delivery, kernel_faults: what was taken; system_call: "right", or the errno's name, of a
-        write(2) from absent pages of a plain view; array_write: the same of file.write of the array; error: None, or why not.
+        write(2) from absent pages of a plain view; array_write: the same of file.write of the array; guarded: would it survive
+        that somebody closes lazymem's userfaultfd (None: it has none)?; error: None, or why not.
     """
     import numpy as np
 
     import lazymem
 
     found: dict[str, Any] = {"asked": delivery, "right": False, "delivery": None, "kernel_faults": None, "system_call": None,
-                             "array_write": None, "error": None}  # fmt: skip
+                             "array_write": None, "guarded": None, "error": None}  # fmt: skip
     wanted = np.arange(1, 32769, dtype="i8")  # four blocks, and no zero in them
     held = wanted.tobytes()
 
@@ -41,6 +42,7 @@ def trial(delivery: str) -> dict[str, Any]:
         first = make()
         region = lazymem.region(first)
         found["delivery"], found["kernel_faults"] = region.delivery, region.kernel_faults
+        found["guarded"] = _guarded(region.delivery)
         by_numpy = np.array_equal(np.asarray(first), wanted)
         second = make()
         pointer = ctypes.cast(second.ctypes.data, ctypes.POINTER(ctypes.c_int64))
@@ -53,6 +55,14 @@ def trial(delivery: str) -> dict[str, Any]:
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"
     return found
+
+
+def _guarded(delivery: str) -> bool | None:
+    from lazymem.core import inline, threads
+
+    if delivery == "mprotect":
+        return None
+    return (inline.descriptor() if delivery == "inline" else threads.descriptor(1))[1]
 
 
 def _written(wanted: bytes, write: Any) -> str:

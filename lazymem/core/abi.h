@@ -34,6 +34,8 @@ struct uffdio_copy { uint64_t dst, src, len, mode; int64_t copy; };
 struct uffdio_zeropage { struct uffdio_range range; uint64_t mode; int64_t zeropage; };
 struct uffdio_poison { struct uffdio_range range; uint64_t mode; int64_t updated; };
 
+struct uffdio_continue { struct uffdio_range range; uint64_t mode; int64_t mapped; };
+
 struct uffd_msg {
     uint8_t event, reserved1;
     uint16_t reserved2;
@@ -49,6 +51,7 @@ struct uffd_msg {
 #define UFFDIO_WAKE _IOR(0xAA, 0x02, struct uffdio_range)
 #define UFFDIO_COPY _IOWR(0xAA, 0x03, struct uffdio_copy)
 #define UFFDIO_ZEROPAGE _IOWR(0xAA, 0x04, struct uffdio_zeropage)
+#define UFFDIO_CONTINUE _IOWR(0xAA, 0x07, struct uffdio_continue)
 #define UFFDIO_POISON _IOWR(0xAA, 0x08, struct uffdio_poison)
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 
@@ -58,6 +61,7 @@ _Static_assert(sizeof(struct uffdio_register) == 32 && UFFDIO_REGISTER == 0xc020
 _Static_assert(UFFDIO_WAKE == 0x8010aa02, "uffdio wake");
 _Static_assert(sizeof(struct uffdio_copy) == 40 && UFFDIO_COPY == 0xc028aa03, "uffdio_copy");
 _Static_assert(sizeof(struct uffdio_zeropage) == 32 && UFFDIO_ZEROPAGE == 0xc020aa04, "uffdio_zeropage");
+_Static_assert(sizeof(struct uffdio_continue) == 32 && UFFDIO_CONTINUE == 0xc020aa07, "uffdio_continue");
 _Static_assert(sizeof(struct uffdio_poison) == 32 && UFFDIO_POISON == 0xc020aa08, "uffdio_poison");
 _Static_assert(sizeof(struct uffd_msg) == 32, "uffd_msg");
 

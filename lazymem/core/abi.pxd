@@ -20,6 +20,7 @@ cdef extern from "abi.h" nogil:
     const unsigned long UFFDIO_COPY
     const unsigned long UFFDIO_ZEROPAGE
     const unsigned long UFFDIO_POISON
+    const unsigned long UFFDIO_CONTINUE
     const unsigned long USERFAULTFD_IOC_NEW
 
     struct uffdio_range:
@@ -47,6 +48,10 @@ cdef extern from "abi.h" nogil:
         uffdio_range range
         uint64_t mode
         int64_t updated
+    struct uffdio_continue:
+        uffdio_range range
+        uint64_t mode
+        int64_t mapped
     struct uffd_msg:
         uint8_t event
         uint64_t flags

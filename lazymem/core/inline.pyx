@@ -21,7 +21,7 @@ from lazymem.core.fill cimport region_touch
 from lazymem.core.mprotect cimport mprotect_exposed
 from lazymem.core.native cimport *
 from lazymem.core.region cimport (
-    CLOSED, INLINE, LIVE, LOST, MPROTECT, SEVERED, Region, region_enter, region_leave, regions_severed,
+    CLOSED, INLINE, LIVE, LOST, MPROTECT, SEVERED, UNREGISTERED, Region, region_enter, region_leave, regions_severed,
 )
 from lazymem.core.standin cimport stand_in_loose
 from lazymem.core.stop cimport loud_stop
@@ -247,7 +247,7 @@ cdef void _on_sigsegv(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
                 _go_on(r, addr, me, region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True), sig, info, ucontext)
                 lm_errno_set(saved)
                 return
-        elif status == CLOSED or status == LOST or status == SEVERED:
+        elif status in (CLOSED, LOST, SEVERED, UNREGISTERED):
             loud_stop(r, addr, EBUSY)
         region_leave(r)
     _pass(sig, info, ucontext)
@@ -262,14 +262,19 @@ cdef int signals_take() noexcept nogil:
     return error if error < 0 else 0
 
 
+cdef void segv_take() noexcept nogil:
+    """Own SIGSEGV too, for good: whoever touches memory that is taken away is to be told. GIL: any. Blocks: no."""
+    global _segv_taken
+    lm_signal_take(SIGSEGV, _on_sigsegv)
+    _segv_taken = True
+
+
 cdef void signals_forget() noexcept nogil:
     """In a forked child: the descriptor is the parent's. Its arrays' memory is not here: SIGSEGV is taken to say so. GIL: any.
     """
-    global _segv_taken
     lm_process_is_this()
     if _taken:
-        lm_signal_take(SIGSEGV, _on_sigsegv)
-        _segv_taken = True
+        segv_take()
     uffd_forget(&_uffd)
 
 

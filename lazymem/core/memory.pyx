@@ -87,6 +87,10 @@ cdef int refuse(Region *r) except -1:
     if lm_load32(&r.status) == SEVERED:
         raise RuntimeError(f"array {name!r} has lost its memory: somebody closed lazymem's userfaultfd (os.closerange? a "
                            "daemoniser?), and its missing pages would have been zeros. Open it again, after that")
+    if lm_load32(&r.status) == UNREGISTERED:
+        raise RuntimeError(f"array {name!r} has lost its memory: it is no longer registered with lazymem's userfaultfd (somebody "
+                           "unregistered, moved or unmapped it), so values read from it since may be zeros that are no data. "
+                           "Open it again")
     if lm_load32(&r.status) == LOST:
         raise ValueError(f"array {name!r} was made before this process was forked and was not inherited: open it again here")
     raise ValueError(f"array {name!r} is closed")

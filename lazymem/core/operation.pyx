@@ -9,7 +9,7 @@ from lazymem.core.failure cimport LOG_ENTRIES, Failure, failure_read, failures_n
 from lazymem.core.failure import cause_of
 from lazymem.core.memory cimport error_of, raise_page_error, refuse
 from lazymem.core.native cimport *
-from lazymem.core.region cimport SEVERED, Region, region_at, region_numbered
+from lazymem.core.region cimport SEVERED, UNREGISTERED, Region, region_at, region_numbered
 from lazymem.core.standin cimport operation_begin, operation_end, standins_wait
 from lazymem.core.thread cimport thread_self
 
@@ -63,7 +63,7 @@ cdef int blame(uint64_t sequence, operands) except -1:
     cdef Region *r
     for low, high in operands:
         r = region_at(<uint64_t>low)
-        if r != NULL and lm_load32(&r.status) == SEVERED:
+        if r != NULL and lm_load32(&r.status) in (SEVERED, UNREGISTERED):
             refuse(r)
     if failures_now() == sequence:
         return 0
@@ -90,13 +90,18 @@ cdef int blame(uint64_t sequence, operands) except -1:
 
 
 cdef object first_after(uint64_t sequence):
-    """The PageError of the first failure after `sequence` that is still known; never None. GIL: held."""
+    """The PageError of the first failure after `sequence` that is still known; never None. Raises if that has cost an array its memory.
+
+    GIL: held.
+    """
     cdef uint64_t now = failures_now(), i
     cdef Failure entry
     cdef Region *r
     for i in range(max(sequence, now - min(now, <uint64_t>LOG_ENTRIES)) + 1, now + 1):
         if failure_read(i, &entry):
             r = region_numbered(entry.region_id)
+            if r != NULL and lm_load32(&r.status) == UNREGISTERED:
+                refuse(r)
             if r != NULL:
                 return error_of(r, entry.block, entry.error)
     return page_error("(closed meanwhile)", "gone", 0, 0, 0, EIO, f"{now - sequence} touches failed")

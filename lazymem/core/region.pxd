@@ -17,7 +17,8 @@ cdef enum Status:
     LIVE = 1
     CLOSED = 2           # PROT_NONE; kept so that a touch can be told what it hit
     LOST = 3             # the same, in a forked child that did not get it
-    SEVERED = 4          # the same, since the userfaultfd was closed by somebody else, and nobody held it
+    SEVERED = 4          # the same, since somebody else closed the userfaultfd, and nobody held it
+    UNREGISTERED = 5     # the same, since somebody else took it out of the userfaultfd's hands
 
 cdef enum:
     NAME_NBYTES = 120
@@ -96,5 +97,7 @@ cdef void regions_hold() noexcept nogil
 cdef void regions_let_go() noexcept nogil
 cdef void regions_inherit(Uffd *uffd) noexcept nogil
 cdef bint regions_severed() noexcept nogil
+cdef Region *region_enter_above(uint64_t addr) noexcept nogil
+cdef bint region_take_away(Region *r) noexcept nogil
 cdef void regions_wake(Uffd *uffd) noexcept nogil
 cdef bint regions_any() noexcept nogil

@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memmove, memset, strncpy
 
 from libc.stdint cimport int64_t
 
-from lazymem.core.failure cimport standins_count
+from lazymem.core.failure cimport failure_log, standins_count
 from lazymem.core.limit cimport account_for_files, account_for_memory, memory_for, memory_returned
 from lazymem.core.mprotect cimport (
     mprotect_copy, mprotect_copy_end, mprotect_empty, mprotect_forget_all, mprotect_inherit, mprotect_open, mprotect_release,
@@ -154,9 +154,9 @@ cdef Region *_candidate(uint64_t addr) noexcept nogil:
         if before & 1:
             lm_pause()
             continue
-        entries = _entries
         low = 0
-        high = _count
+        high = lm_load64(&_count)  # before the array: one that has been outgrown since would be shorter
+        entries = <Entry *>lm_load64(<uint64_t *>&_entries)
         found = NULL
         while low < high:
             middle = (low + high) // 2
@@ -184,6 +184,40 @@ cdef Region *region_enter(uint64_t addr) noexcept nogil:
         lm_sub32(&r.users, 1)
         return NULL
     return r
+
+
+cdef Region *region_enter_above(uint64_t addr) noexcept nogil:
+    """Enter the region with the lowest base above `addr`: for a walk through all that holds nobody up. NULL: there is none.
+
+    GIL: any. Blocks: no. Thread: any.
+    """
+    cdef uint64_t before, low, high, middle, count
+    cdef Entry *entries
+    cdef Region *r
+    while True:
+        before = lm_load64(&_sequence)
+        if before & 1:
+            lm_pause()
+            continue
+        low = 0
+        high = count = lm_load64(&_count)  # before the array, which may grow: as in `_candidate`
+        entries = <Entry *>lm_load64(<uint64_t *>&_entries)
+        while low < high:
+            middle = (low + high) // 2
+            if entries[middle].base <= addr:
+                low = middle + 1
+            else:
+                high = middle
+        r = entries[low].region if low < count else NULL
+        lm_loads_done()
+        if lm_load64(&_sequence) != before:
+            continue
+        if r == NULL:
+            return NULL
+        lm_add32(&r.users, 1)
+        if lm_load32(&r.status) != FREED and r.base > addr:
+            return r
+        lm_sub32(&r.users, 1)
 
 
 cdef void region_leave(Region *r) noexcept nogil:
@@ -556,6 +590,29 @@ cdef bint regions_severed() noexcept nogil:
         lm_store32(&_severed, 1)
     lm_registry_exit(&before)
     return lm_load32(&_severed) != 0
+
+
+cdef bint region_take_away(Region *r) noexcept nogil:
+    """Somebody has unregistered memory of a live region: what was read of it may be zeros that are no data. No more of that.
+
+    Every guard and operation that is on its way hears of it. Under the registry's lock, so that no forked child gets the memory and is
+    not told what it is.
+    Return: False if the region is being closed instead. GIL: any. Blocks: no. Thread: one that is in the region.
+    """
+    cdef sigset_t before
+    cdef bint live
+    lm_registry_enter(&before)
+    live = lm_load32(&r.status) == LIVE
+    if live:
+        failure_log(r.id, 0, 0, EBADF)             # 1. who leaves a guard finds this, or looks at the memory itself
+        live = lm_cas32(&r.status, LIVE, UNREGISTERED)
+    if live:                                       # 2. no touch sees zeros any more
+        mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+        madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
+    lm_registry_exit(&before)
+    if live:
+        uffd_wake(r.uffd, r.base, r.map_nbytes)    # 3. sleepers touch again, and are stopped
+    return live
 
 
 cdef void regions_wake(Uffd *uffd) noexcept nogil:

@@ -3,7 +3,7 @@ from libc.string cimport memcpy, strlen
 
 from lazymem.core.failure cimport cause
 from lazymem.core.native cimport *
-from lazymem.core.region cimport CLOSED, LIVE, SEVERED, Region, region_block_nbytes
+from lazymem.core.region cimport CLOSED, LIVE, SEVERED, UNREGISTERED, Region, region_block_nbytes
 
 
 cdef char *_put_text(char *at, const char *end, const char *text) noexcept nogil:
@@ -44,6 +44,8 @@ cdef void loud_stop(Region *r, uint64_t addr, int error) noexcept nogil:
         at = _put_text(at, end, b"closed" if lm_load32(&r.status) == CLOSED else
                        b"without memory: somebody closed lazymem's userfaultfd (os.closerange? a daemoniser?), and its missing "
                        b"pages would have been zeros" if lm_load32(&r.status) == SEVERED else
+                       b"without memory: somebody took it from lazymem's userfaultfd (unregistering, mremap, munmap?), and its "
+                       b"missing pages were zeros" if lm_load32(&r.status) == UNREGISTERED else
                        b"its parent process's, and was not inherited by this forked one: open it again here")
     else:
         at = _put_text(at, end, b"', block ")

@@ -261,6 +261,35 @@ cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogi
     return _ask(uffd, UFFDIO_REGISTER, &request)
 
 
+cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t *asks) noexcept nogil:
+    """Has somebody taken any page of a range, which was registered, out of the kernel's hands: is it zeros, or nothing, if missing?
+
+    By asking for what anonymous memory never gets, a CONTINUE, which changes nothing: EINVAL says that all of it is one registered mapping;
+    ENOENT that it is none, or several (somebody's mprotect, mlock or madvise of a part splits it), so its parts are asked for, down to a
+    page. Any other answer, such as that of a kernel before 5.13, which is EINVAL too, tells nothing: False.
+    Units: page aligned; `asks` how many system calls of some 2 us it may take, counted down. At 0: False, nothing is known.
+    GIL: any. Blocks: for so long. Thread: any.
+    """
+    cdef uffdio_continue request
+    cdef uint64_t done = 0, step = nbytes
+    while done < nbytes and asks[0] != 0:
+        asks[0] -= 1
+        if step > nbytes - done:
+            step = nbytes - done
+        request.range.start = addr + done
+        request.range.len = step
+        request.mode = 0
+        request.mapped = 0
+        if _ask(uffd, UFFDIO_CONTINUE, &request) != -ENOENT:
+            done += step
+            step *= 2
+        elif step == _page_nbytes:
+            return True
+        else:
+            step = (step // 2 + _page_nbytes - 1) & ~(_page_nbytes - 1)
+    return False
+
+
 cdef int uffd_wake(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     """Let every thread that waits for a page of the range look again.
 

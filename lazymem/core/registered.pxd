@@ -1,0 +1,1 @@
+cdef void regions_look() noexcept nogil

@@ -1,0 +1,3 @@
+from lazymem.core.memory import Memory
+
+def look(memory: Memory) -> None: ...
