@@ -1,6 +1,7 @@
 """What does a forked child find, and does its parent notice?"""
 
 import ctypes
+import mmap
 import os
 import signal
 import subprocess
@@ -106,6 +107,29 @@ def a_child_reads_right_values(delivery, mode):
     all_right(a, expected)
     assert child_of(lambda: None) == 0
     lm.close(a)
+
+
+def test_the_addresses_of_what_a_child_did_not_get_are_kept_for_it(delivery):
+    in_child(addresses_are_kept, delivery)
+
+
+def addresses_are_kept(delivery):
+    """Of every size: a stack that is mapped in the child before the arrays are must not lie where one of them is to be."""
+    sizes = (2, 17, 90, 600, 2500)
+    arrays = [counted(n * PAGE, mode=m, delivery=delivery, block_nbytes=PAGE)[0] for n in sizes for m in "rc"]
+    for a in arrays:
+        a[-1]
+    lowest, others = min(address_of(a) for a in arrays), []
+    while len(others) < 20000 and (not others or address_of(np.frombuffer(others[-1], "u1")) > lowest):
+        others.append(mmap.mmap(-1, 16 * PAGE))  # no room above them but their own
+
+    def child():
+        for a in arrays:
+            assert a[-1] == a.size - 1
+            assert a[0] == 0
+
+    for _ in range(10):
+        assert child_of(child) == 0
 
 
 @each_user

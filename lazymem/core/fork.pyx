@@ -12,7 +12,7 @@ from lazymem.core.jobs cimport jobs_forget, jobs_hold, jobs_let_go
 from lazymem.core.pool cimport pool_forget_all
 from lazymem.core.process cimport rings_forget
 from lazymem.core.reaper cimport reaper_forget
-from lazymem.core.region cimport regions_any, regions_hold, regions_inherit, regions_let_go
+from lazymem.core.region cimport regions_any, regions_hold, regions_inherit, regions_let_go, regions_reserve
 from lazymem.core.serve cimport serve_forget
 from lazymem.core.thread cimport thread_forget_all
 from lazymem.core.threads cimport threads_forget
@@ -34,6 +34,8 @@ cdef void _in_parent() noexcept nogil:
 
 
 cdef void _in_child() noexcept nogil:
+    # 0. The addresses of what it did not get, before anything else is mapped there.
+    regions_reserve()
     # 1. The parent's descriptors first: an ioctl on one here would act on the parent's memory.
     signals_forget()
     threads_forget()

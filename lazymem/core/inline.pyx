@@ -35,6 +35,7 @@ from lazymem.core.uffd cimport (
 cdef extern from *:
     """
     #include <signal.h>
+    #include <stdlib.h>
     #include <string.h>
     #include <errno.h>
     #include <stdint.h>
@@ -76,7 +77,8 @@ cdef extern from *:
             return;  /* what somebody sends stays ignored */
         memset(&fallback, 0, sizeof fallback);
         fallback.sa_handler = SIG_DFL;
-        sigaction(sig, &fallback, NULL);
+        if (sigaction(sig, &fallback, NULL))
+            abort();  /* it would come back for ever */
         if (info->si_code <= 0)
             raise(sig);
     }

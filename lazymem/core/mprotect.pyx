@@ -32,7 +32,7 @@ cdef extern from "native.h" nogil:
     int munlock(const void *, size_t)
     int mincore(void *, size_t, unsigned char *)
     int PROT_NONE, PROT_READ, PROT_WRITE
-    int MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED, MAP_FIXED_NOREPLACE
+    int MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
     int MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED
     void *MAP_FAILED
 
@@ -253,11 +253,11 @@ cdef int _protect(Exposure *e, uint64_t first, uint64_t last, int access) noexce
     return -errno if mprotect(<void *>(e.base + first * e.block_nbytes), _nbytes(e, first, last), access) else 0
 
 
-cdef int _lay(Exposure *e, uint64_t first, uint64_t last, bint blank, int how) noexcept nogil:
+cdef int _lay(Exposure *e, uint64_t first, uint64_t last, bint blank) noexcept nogil:
     """Lay the file, or nothing but zeros, over blocks: nothing may be accessed, nothing is locked (mlockall), no child
     inherits it."""
     cdef uint64_t at = first * e.block_nbytes, nbytes = _nbytes(e, first, last)
-    how |= MAP_NORESERVE | (MAP_PRIVATE | MAP_ANONYMOUS if blank else MAP_SHARED)
+    cdef int how = MAP_FIXED | MAP_NORESERVE | (MAP_PRIVATE | MAP_ANONYMOUS if blank else MAP_SHARED)
     if mmap(<void *>(e.base + at), nbytes, PROT_NONE, how, -1 if blank else e.fd, <long>(0 if blank else at)) == MAP_FAILED:
         return -errno
     if madvise(<void *>(e.base + at), nbytes, MADV_DONTFORK):
@@ -276,7 +276,7 @@ cdef int _lay_block(Exposure *e, uint64_t block, bint blank) noexcept nogil:
         return -EBADF
     _set_bits(e.blank, block, block + 1, True)  # until the file surely lies there again, nobody is to believe so
     for tries in range(MAKE_ROOM):
-        error = _lay(e, block, block + 1, blank, MAP_FIXED)
+        error = _lay(e, block, block + 1, blank)
         if error != -ENOMEM or not (_hide_one(False) or _hide_one(True)):
             break
     if error == 0 and not blank:
@@ -507,9 +507,9 @@ cdef int mprotect_zeros(Exposure *e, uint64_t block) noexcept nogil:
 # ---------------------------------------------------------------------------------------------------------------------------
 # An array comes and goes
 
-cdef int _lay_all(Exposure *e, int how) noexcept nogil:
+cdef int _lay_all(Exposure *e) noexcept nogil:
     """An empty array has a page, and no block."""
-    return _lay(e, 0, e.nblocks if e.nblocks else 1, False, how)
+    return _lay(e, 0, e.nblocks if e.nblocks else 1, False)
 
 
 cdef void _join(Exposure *e) noexcept nogil:
@@ -550,7 +550,7 @@ cdef int mprotect_open(Exposure *e, uint64_t base, uint64_t map_nbytes, uint64_t
     e.bits = _bits_for(nblocks)
     e.blank = _bits_for(nblocks)
     e.fd = lm_memory_file(map_nbytes, &e.device, &e.inode)
-    error = e.fd if e.fd < 0 else -ENOMEM if e.bits == NULL or e.blank == NULL else _lay_all(e, MAP_FIXED)
+    error = e.fd if e.fd < 0 else -ENOMEM if e.bits == NULL or e.blank == NULL else _lay_all(e)
     if error:
         mprotect_release(e)
         return error
@@ -665,7 +665,7 @@ cdef void mprotect_forget_all() noexcept nogil:
 
 
 cdef int mprotect_inherit(Exposure *e, bint keep) noexcept nogil:
-    """In a forked child: lay a file of its own over the same addresses; `keep`: the copy that was made for it.
+    """In a forked child: lay a file of its own over the same addresses, reserved; `keep`: the copy that was made for it.
 
     Return: 0 / -errno: nothing can be accessed there then. GIL: any. Blocks: no. Thread: the only one.
     """
@@ -688,7 +688,7 @@ cdef int mprotect_inherit(Exposure *e, bint keep) noexcept nogil:
         e.fd = lm_memory_file(e.map_nbytes, &e.device, &e.inode)
         error = e.fd if e.fd < 0 else 0
     if error == 0:
-        error = _lay_all(e, MAP_FIXED_NOREPLACE)
+        error = _lay_all(e)
     if error == 0:
         _join(e)
     return error

@@ -95,6 +95,7 @@ cdef bint regions_free(uint32_t *freed) noexcept nogil
 cdef bint region_bury(void **kept) noexcept nogil
 cdef void regions_hold() noexcept nogil
 cdef void regions_let_go() noexcept nogil
+cdef void regions_reserve() noexcept nogil
 cdef void regions_inherit(Uffd *uffd) noexcept nogil
 cdef bint regions_severed() noexcept nogil
 cdef Region *region_enter_above(uint64_t addr) noexcept nogil

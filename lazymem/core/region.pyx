@@ -722,7 +722,7 @@ cdef int _inherit(Region *r, Uffd *uffd) noexcept nogil:
         if error == 0:
             _keep_resident(r)
     else:
-        if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+        if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
                 -1, 0) == MAP_FAILED:
             return -errno
         madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
@@ -732,6 +732,20 @@ cdef int _inherit(Region *r, Uffd *uffd) noexcept nogil:
         if error == 0 and r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ):
             error = -errno
     return error
+
+
+cdef void regions_reserve() noexcept nogil:
+    """In a forked child, before anything there is mapped (a guardian's stack, ...): the addresses of memory that it did not get are
+    its own. GIL: any. Blocks: no. Thread: the only one."""
+    cdef uint64_t i
+    cdef Region *r
+    for i in range(_count):
+        r = _entries[i].region
+        if lm_load32(&r.status) == LIVE and r.writable and r.delivery != MPROTECT:
+            continue  # it got that
+        if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+                -1, 0) == MAP_FAILED and lm_load32(&r.status) == LIVE:
+            lm_store32(&r.status, LOST)
 
 
 cdef void regions_inherit(Uffd *uffd) noexcept nogil:
@@ -766,11 +780,7 @@ cdef void regions_inherit(Uffd *uffd) noexcept nogil:
             if error == 0:
                 continue
             lm_store32(&r.status, LOST)  # 6.
-            if r.writable and r.delivery != MPROTECT:
-                mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
-                continue
-        mmap(<void *>r.base, r.map_nbytes, PROT_NONE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)
+            mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
 
 
 cdef bint regions_any() noexcept nogil:
