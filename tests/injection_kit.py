@@ -38,6 +38,7 @@ from native_kit import MADV_DONTNEED, address_of, counted, libc, library, pest
 from support import PATIENCE, where_it_stands
 
 import lazymem as lm
+from lazymem.bench.facts import facts
 
 PAGE = mmap.PAGESIZE
 BLOCK = 4 * PAGE
@@ -552,8 +553,10 @@ def main() -> None:
                         for text in made.bad[told:]:
                             print("BAD", text, file=sys.stderr, flush=True)
                         told = len(made.bad)
-            row = {"command": " ".join(["tests/injection_kit.py", *sys.argv[1:]]), "uid": os.getuid()}
-            row.update(made.row(), kernel=os.uname().release, seconds=round(time.monotonic() - began, 1))
+            words = [f"--delivery {delivery} --source {source}", *([f"--every {given.every}"] if given.every > 1 else [])]
+            row = {"bench": "injection", "case": f"{delivery}-{source}", "value": len(made.bad), "unit": "bad", "limit": 0}
+            row.update(made.row(), ok=not made.bad, seconds=round(time.monotonic() - began, 1))
+            row.update(facts(" ".join(["python tests/injection_kit.py", *words]), pinned=False))
             print(json.dumps(row), flush=True)
             bad += len(made.bad)
             if given.out:

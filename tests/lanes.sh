@@ -34,7 +34,7 @@ sanitize() {
   export ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_abort=0:allow_user_segv_handler=1:use_sigaltstack=0
   export ASAN_OPTIONS=$ASAN_OPTIONS:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 LAZYMEM_TEST_PATIENCE=4
   LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)" PYTHONPATH="$place/sanitize" PYTHONMALLOC=malloc \
-    "$python" -P -m pytest -q -m "not slow" $(printf 'tests/%s.py ' ${LANE_TESTS:-$core})
+    "$python" -P -m pytest -q -m "not slow and not long" $(printf 'tests/%s.py ' ${LANE_TESTS:-$core})
 }
 
 for lane in ${*:-debug sanitize}; do

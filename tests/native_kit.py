@@ -118,7 +118,8 @@ def pest() -> ctypes.CDLL:
     lib.poke.argtypes = [pointer, ctypes.c_long]
     lib.fork_twice_and_touch.argtypes = [pointer, u64, u64]
     lib.touch_at_the_end.argtypes = lib.touch_as_this_thread_ends.argtypes = [pointer]
-    for name in ("touch_apart", "touch_together", "touch_one", "touch_rounds", "touch_and_mark", "omp_sum", "handled", "map_latency"):
+    counting = "touch_apart touch_together touch_one touch_rounds touch_and_mark omp_sum handled map_latency"
+    for name in counting.split():
         getattr(lib, name).restype = ctypes.c_int64
     return lib
 

@@ -23,6 +23,7 @@ from lazymem.cli import main
 pytestmark = pytest.mark.xdist_group("measuring")
 
 FACTS = {"kernel", "cpu", "cores", "python", "numpy", "lazymem", "revision", "root", "pinned", "date", "command"}
+COMMANDS = ("python -m lazymem bench ", "python -m lazymem soak ", "python bench/", "python tests/injection_kit.py")
 RESULTS = Path(lazymem.__file__).resolve().parent.parent / "bench" / "results"
 
 
@@ -675,6 +676,6 @@ def test_committed_rows_can_be_read_and_say_how_they_were_made():
     for path in files:
         for row in read_rows(str(path)):
             assert set(row) >= FACTS, path
-            assert row["command"].startswith(("python -m lazymem bench ", "python bench/peers.py", "python bench/fuse.py"))
+            assert row["command"].startswith(COMMANDS)
             assert " /" not in row["command"]
         assert exit_code(compare(read_rows(str(path)), read_rows(str(path)))) == 0

@@ -377,7 +377,7 @@ def test_leaving(case, path):
     check(*case, path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 def test_every_way_of_leaving(scene, path):

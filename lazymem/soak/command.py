@@ -152,7 +152,8 @@ def run(args: argparse.Namespace) -> int:
     right = not any(soak.totals[name] for name in FAULTLESS)
     command = f"python -m lazymem soak --minutes {args.minutes:g} --seed {seed} --json"
     row: dict[str, Any] = {
-        "bench": "soak", "seconds": round(time.monotonic() - began, 1), "seed": seed, "deliveries": list(deliveries_here()),
+        "bench": "soak", "case": "soak", "value": soak.totals["mismatches"], "unit": "mismatches", "limit": 0, "ok": right,
+        "seconds": round(time.monotonic() - began, 1), "seed": seed, "deliveries": list(deliveries_here()),
         "right": right, **soak.totals, "failures": soak.ends, **facts(command, pinned=False),
     }  # fmt: skip
     if args.json:
