@@ -128,13 +128,15 @@ def test_trap_08_a_handler_thread_never_reads_from_a_stranger(user):
 
 def never_reads_from_a_stranger():
     a, kit = array("threads", gate=1)
-    first = threading.Thread(target=lambda: pest().touch_one(address_of(a)))
+    first = threading.Thread(target=lambda: pest().touch_one(address_of(a)), daemon=True)
     first.start()
     assert wait_until(lambda: kit.calls == 1), "its reader has handed the reading on to a second"
     time.sleep(0.05)  # which is in the kernel soon; the test holds without, too
     (number,) = ours()
     stranger = Stranger("pipe", number, "threads")
-    touching = [threading.Thread(target=lambda i=i: pest().touch_one(address_of(a) + i * PAGE)) for i in range(1, 6)]
+    touching = [
+        threading.Thread(target=lambda i=i: pest().touch_one(address_of(a) + i * PAGE), daemon=True) for i in range(1, 6)
+    ]
     for thread in touching:
         thread.start()
     assert wait_until(lambda: kit.calls == 6), "each was read by another thread, that found the number taken"
