@@ -4,9 +4,14 @@ import errno
 import io
 import os
 import pickle
+import random
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
+from native_kit import counted, in_child
 from support import (
     EVERY_DELIVERY,
     PAGE,
@@ -373,3 +378,42 @@ def test_memory_limit(delivery, touch):
     assert a.sum() == 64 << 20
     """)
     assert "80 %" in out
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_late_answer_is_nobodys_failure(delivery):
+    """A signal takes a touch out of its fault, and it comes again: the first message may be answered when the next operation runs."""
+    in_child(late_answers, delivery)
+
+
+def late_answers(delivery):
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    options = {"delivery": delivery, "block_nbytes": PAGE}
+    bad, _kit = counted(256 * PAGE, error=-errno.EIO, delay_ns=300_000, **options)
+    good, _kit = counted(256 * PAGE, **options)
+    deadline, wrong, done = time.monotonic() + 4, [], []
+
+    def run(seed):
+        at = random.Random(seed)
+        while time.monotonic() < deadline:
+            block = at.randrange(256)
+            try:
+                wrong.append(bad[block * PAGE // 8])
+            except lm.PageError as error:
+                wrong.extend([error] * (error.block != block))
+            try:
+                done.append((good[block * PAGE // 8 :][:5] + 1)[0])
+            except lm.PageError as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    run(2)
+    for t in threads:
+        t.join()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert not wrong, wrong
+    assert len(done) > 1000

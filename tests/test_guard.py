@@ -64,7 +64,7 @@ def a_store_is_named(delivery):
     with pytest.raises(lm.PageError) as caught:
         a[5] = 1
     assert lost(caught.value) == 1
-    assert caught.value.attempts == 1
+    assert caught.value.attempts == 1, (caught.value, caught.value.attempts, lm.stats(a))
     with pytest.raises(lm.PageError) as caught:
         a += 1
     assert lost(caught.value) >= 1

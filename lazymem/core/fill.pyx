@@ -7,9 +7,9 @@ The one fill path, run by whoever needs the block: the touching thread (inline),
 Losers of the claim wait on the word. A failed fetch is published as FAILED with its errno: who waited for it gets the same
 error; who comes later fetches anew. Nothing here needs the GIL, allocates, or takes a lock.
 
-When a touch fails there are two ends. On a thread inside an operation that can raise (failure.pyx), or inside a source, it goes on over a
-stand-in and that operation, or that fetch, fails as it ends. Anywhere else an access to memory has no way to be told: a message,
-and the end of the process by SIGBUS.
+When a touch fails there are two ends. On a thread inside an operation that can raise (failure.pyx), or inside a source, it
+goes on over a stand-in and that operation, or that fetch, fails as it ends. Anywhere else an access to memory has no way to
+be told: a message, and the end of the process by SIGBUS.
 """
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
@@ -32,8 +32,8 @@ cdef extern from "native.h" nogil:
     int INT_MAX
 
 cdef uint64_t RETRY_PAUSE_NS = 1000000
-# Of a wait for another thread's fill, which says a little after its deadline how it ended. Threads that take the block one after the
-# other, so many of them, are each waited for.
+# Of a wait for another thread's fill, which says a little after its deadline how it ended. Threads that take the block one
+# after the other, so many of them, are each waited for.
 cdef uint64_t SLACK_NS = 250000000
 cdef uint32_t FILLERS_MAX = 3
 # How many sources that may touch lazy arrays are running: while it is 0, no touch can be a source's.
@@ -214,8 +214,8 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
 
 
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil:
-    """Threads that sleep in the kernel for a block whose fetch failed must come and be told: wake them, once it is decided what
-    becomes of the touch that asked (a stand-in, poison). Woken before, that touch itself would ask a second time, and the
+    """Threads that sleep in the kernel for a block whose fetch failed must come and be told: wake them, once it is decided
+    what becomes of the touch that asked (a stand-in, poison). Woken before, that touch itself would ask a second time, and the
     answer would find its operation ended. GIL: never. Blocks: no."""
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word)
@@ -342,6 +342,25 @@ cdef int _refill(Region *r, uint64_t addr, uint64_t block, Thread *me, int *fill
 
 # ---------------------------------------------------------------------------------------------------------------------------
 # A fault
+#
+# With `threads` a message may be older than it looks: a signal takes its thread out of the fault, the touch comes again with
+# a message of its own, is answered, and the operation ends, before the first message is looked at. If its fetch fails, the
+# failure would be that of whatever the thread is at by now. So a failure of a thread that can raise is not its own before it
+# is sure: the thread is woken, and only if it comes again for the same block, at once, it was asleep for it.
+
+cdef bint _comes_again(Region *r, uint64_t block, Thread *toucher) noexcept nogil:
+    """Has the thread been woken to see whether it sleeps for this block? GIL: never. Thread: the handler that serves it."""
+    return (lm_load32(&toucher.unsure_error) != 0 and toucher.unsure_region == r.id and toucher.unsure_block == block and
+            (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED))
+
+
+cdef void _make_it_come_again(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:
+    """GIL, Thread: as `_comes_again`."""
+    toucher.unsure_region = r.id
+    toucher.unsure_block = block
+    lm_store32(&toucher.unsure_error, <uint32_t>error)
+    wake_block(r, block)
+
 
 cdef void _note_nesting(Thread *toucher) noexcept nogil:
     cdef uint32_t i
@@ -359,7 +378,7 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     cdef Thread *me = thread_self()
     cdef Thread *toucher = me
     cdef int error, filled = 0
-    cdef bint lent = False, ends
+    cdef bint lent = False, sure = True, ends
     lm_count(&r.counters.taken, 1)
     if lm_load32(&r.status) != LIVE or addr >= r.base + r.map_nbytes or r.nblocks == 0:
         lm_count(&r.counters.failed, 1)
@@ -368,24 +387,33 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     if me == NULL or me.tid != tid:
         toucher = thread_find(tid)
         error = 0
+        sure = wait or toucher == NULL
         if toucher != NULL and sources_nest() and toucher.depth:
             _note_nesting(toucher)
             error = _own_source_runs(r, toucher)
             if me != NULL:  # the toucher's chain goes on with the source that we run for it
-                lent = True
+                lent = sure = True
                 me.depth = toucher.depth
                 memcpy(me.chain, toucher.chain, sizeof(me.chain))
-        if toucher != NULL and toucher.around_depth and me != NULL:  # in a provider process: what waits for the toucher waits for us
+        if toucher != NULL and toucher.around_depth and me != NULL:  # what waits for the toucher waits for us
             me.around_depth = toucher.around_depth
             memcpy(me.around, toucher.around, sizeof(me.around))
     else:
         error = 0
         if me.depth:
             _note_nesting(me)
-    if error == 0 and toucher != NULL and toucher.error and (toucher.operations or toucher.depth):
+    sure = sure or error != 0
+    if not sure and toucher != NULL and _comes_again(r, block, toucher):
+        error = -<int>lm_swap32(&toucher.unsure_error, 0)
+        if error:  # it has been counted, as one that failed
+            sure = True
+            lm_count(&r.counters.taken, <uint64_t>-1)
+            lm_count(&r.counters.failed, <uint64_t>-1)
+    elif error == 0 and toucher != NULL and toucher.error and (toucher.operations or toucher.depth):
         error = -toucher.error  # one deadline per operation: after the first miss that failed, the others fail at once
         if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
             error = 0
+        sure = True
     elif error == 0 and toucher != NULL and toucher.loose_error and toucher.loose_era == failures_era():
         error = -toucher.loose_error  # the same for a scan outside operations, until its thread has been told
         if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
@@ -416,6 +444,9 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     if lm_load32(&r.status) != LIVE:
         return -ESHUTDOWN  # closed meanwhile: the late message of a touch that is long over, and nobody's failure now
     if toucher != NULL and (toucher.operations or toucher.depth):
+        if not sure and not toucher.error and error != -ESHUTDOWN:
+            _make_it_come_again(r, block, toucher, -error)
+            return GOES_ON
         if error != -ESHUTDOWN and stand_in(r, block, toucher, -error):
             return GOES_ON
     elif guards_now() and toucher != NULL and error != -ESHUTDOWN and stand_in_loose(r, block, toucher, -error):

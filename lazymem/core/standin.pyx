@@ -362,6 +362,8 @@ cdef bint operation_begin(uint64_t *sequence) noexcept nogil:
     cdef Thread *me = thread_self()
     sequence[0] = failures_now()   # before the look at what is live: a stand-in that comes between the two is counted then
     if me != NULL:
+        if me.operations == 0 and me.depth == 0:
+            lm_store32(&me.unsure_error, 0)
         if standins_live() != 0 and me.operations == 0 and me.depth == 0:
             drop_standins(me)  # a message that came twice (signals) may have been answered after its operation ended
             me.error = 0

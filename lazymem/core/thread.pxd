@@ -24,6 +24,9 @@ ctypedef struct Thread:
     uint64_t first_region
     uint64_t first_block
     int first_error
+    uint64_t unsure_region     # a block whose fetch failed for this thread, if it still sleeps for it: it is asked by being woken (fill.pyx)
+    uint64_t unsure_block
+    uint32_t unsure_error      # its errno; 0: there is none
     uint32_t attempts          # at the fetch that this thread did last
     int loose_error            # errno of a touch outside operations that failed; others fail at once while `failures_era` is the same
     uint64_t loose_era
