@@ -383,7 +383,7 @@ def test_memory_limit(delivery, touch):
 @needs_compiler
 @pytest.mark.slow
 def test_a_late_answer_is_nobodys_failure(delivery):
-    """A signal takes a touch out of its fault, and it comes again: the first message may be answered when the next operation runs."""
+    """A signal takes a touch out of its fault, and it comes again: the first message may be answered in the next operation."""
     in_child(late_answers, delivery)
 
 
