@@ -79,7 +79,7 @@ def test_fault_rows_are_whole(user):
             assert row["ok"] is (row["value"] <= row["limit"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unpinned_and_several_threads():
     rows, err = bench("fault", "--quick", "--block", str(64 << 10), "--threads", "1", "3", user="nobody")
     faults = [row for row in rows if row["bench"] == "fault"]
@@ -90,7 +90,7 @@ def test_unpinned_and_several_threads():
     assert all(f"{row['case']} " in err for row in faults), "the table for people lacks a case"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_touch_costs_more_where_more_is_copied():
     """The clock is around the fault: 256 times the bytes take longer, in every case that copies."""
     rows, _ = bench("fault", "--quick", "--json", "--block", str(PAGE), "--block", str(256 * PAGE))

@@ -186,7 +186,7 @@ WRONG = {
 BY_CHANCE = {"OneThreadOnly": ARRAY}  # it depends on which thread is free
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a module's would be made again whenever this worker comes back to the file
 def found(tmp_path_factory):
     """What a child's pytest says of wrong_providers: {provider: {test: text, or None where it passed}}."""
     folder = tmp_path_factory.mktemp("contract")
