@@ -655,6 +655,8 @@ LazyBase.__array_finalize__ = _Finalize()
 LazyBase.__array_ufunc__ = _array_ufunc
 LazyBase.__array_function__ = _array_function
 LazyBase.__array_wrap__ = _array_wrap
+if hasattr(np.ndarray, "__array_prepare__"):  # numpy 1.26: what numpy.linalg asks first
+    LazyBase.__array_prepare__ = _array_wrap
 
 
 def owner(x):
