@@ -8,7 +8,7 @@ ctypedef struct Failure:
     int error               # errno
 
 cdef enum:
-    LOG_ENTRIES = 256
+    LOG_ENTRIES = 8192  # a scan over a dead source writes one for each block that it goes on over, while others' operations run
 
 cdef uint64_t failures_now() noexcept nogil
 cdef uint64_t failures_era() noexcept nogil

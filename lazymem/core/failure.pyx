@@ -14,8 +14,6 @@ The log is a ring; whoever finds that it was overrun since it began must assume 
 A touch outside operations that may go on (under a guard, or on a Python thread that will be told) leaves a loose stand-in, which anybody may
 drop. Its thread's further misses fail at once until the era changes: when a guard comes or goes, or a thread has been told.
 """
-from libc.string cimport memset
-
 from lazymem.core.native cimport *
 
 
@@ -30,7 +28,6 @@ cdef extern from *:
     uint32_t lm_guards_here() noexcept nogil
 
 cdef Failure _log[LOG_ENTRIES]
-memset(_log, 0, sizeof(_log))
 cdef uint64_t _failures = 0
 cdef uint64_t _live = 0
 cdef uint64_t _loose = 0
