@@ -90,10 +90,9 @@ class Actor:
         except lazymem.PageError as error:
             self.count("errors_seen")
             self.last_error = f"{error}: {error.__cause__}"
-            # What another thread's look at the same array has met is told here too. A process may be killed again and again.
-            block = getattr(error, "block", -1)
-            known = 0 <= block < len(held.bad) and held.bad[block]
-            if not known and not held.mortal:
+            # What another thread's look at the same array has met is told here too: also of good blocks that its operation, having
+            # failed, did not try any more. A process may be killed again and again.
+            if not any(held.bad) and not held.mortal:
                 self.unexpected(f"{what}: {error}")
         except TimeoutError:
             # Another thread's failed operation lasts too long on a busy machine: that too is an answer, and a true one.
