@@ -90,8 +90,8 @@ class Actor:
         except lazymem.PageError as error:
             self.count("errors_seen")
             self.last_error = f"{error}: {error.__cause__}"
-            # What another thread's look at the same array has met is told here too: also of good blocks that its operation, having
-            # failed, did not try any more. A process may be killed again and again.
+            # What another thread's look at the same array has met is told here too: also of good blocks that its operation,
+            # having failed, did not try any more. A process may be killed again and again.
             if not any(held.bad) and not held.mortal:
                 self.unexpected(f"{what}: {error}")
         except TimeoutError:
