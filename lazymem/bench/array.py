@@ -77,7 +77,7 @@ def _resident_twins(values: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, 
     return lazy, plain
 
 
-def _huge_nbytes(address: int) -> int:
+def huge_nbytes(address: int) -> int:
     """How much of the mapping at an address is huge pages. Source: proc(5) smaps AnonHugePages."""
     inside = False
     with open("/proc/self/smaps") as f:
@@ -96,7 +96,7 @@ def _populated(values: np.ndarray[Any, Any]) -> Any:
     lazy = lm.from_provider(values, dtype="f8")
     lm.populate(lazy)
     deadline = time.monotonic() + 10
-    while _huge_nbytes(lm.region(lazy).address) < values.nbytes >> 21 << 21 and time.monotonic() < deadline:
+    while huge_nbytes(lm.region(lazy).address) < values.nbytes >> 21 << 21 and time.monotonic() < deadline:
         time.sleep(0.02)
     return lazy
 
@@ -115,7 +115,7 @@ def _bulk(quick: bool) -> Iterator[dict[str, Any]]:
     # Ordinary memory as numpy gets it: it asks for huge pages (of large arrays), and Linux by default gives them.
     row = {"case": "sum", "of": f"{size} against ordinary memory, huge pages and all", "limit": 1.05}
     whole = _populated(values)
-    yield row | {"huge_nbytes": _huge_nbytes(lm.region(whole).address)} | _ratio(whole.sum, values.sum, 1, pairs)
+    yield row | {"huge_nbytes": huge_nbytes(lm.region(whole).address)} | _ratio(whole.sum, values.sum, 1, pairs)
     del whole
     # Memory of the same page size: what is left is ours.
     row = {"case": "sum-same-pages", "of": f"{size} against memory in pages of {mmap.PAGESIZE} bytes", "limit": 1.05}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import lazymem as lm
+from lazymem.bench.array import huge_nbytes
 from lazymem.bench.parts import Part, grouped_spread, print_rows, run_parts
 from lazymem.core import measure
 from lazymem.options import PAGE_NBYTES
@@ -166,7 +167,7 @@ def _fork_ns(times: int) -> float:
 
 
 def _forks(quick: bool) -> Iterator[dict[str, Any]]:
-    held, times, rounds = (64 << 20, 3, 2) if quick else (HELD_NBYTES, 25, 10)
+    held, times, rounds = (64 << 20, 3, 2) if quick else (HELD_NBYTES, 25, 6)
     with tempfile.NamedTemporaryFile() as sparse:
         os.truncate(sparse.name, WIDE_NBYTES)
         for mode in "rc":
@@ -175,6 +176,9 @@ def _forks(quick: bool) -> Iterator[dict[str, Any]]:
                 without = _fork_ns(times)
                 with lm.memmap(sparse.name, mode=mode) as array:
                     lm.populate(array[:held])
+                    deadline = time.monotonic() + 5  # its pages are joined behind populate, and a fork waits for that
+                    while huge_nbytes(lm.region(array).address) < held and time.monotonic() < deadline:
+                        time.sleep(0.02)
                     taken.append((_fork_ns(times), without))
             ratios = [a / b for a, b in taken]
             of = f"os.fork() with a 1 TiB array, mode {mode!r}, {held >> 20} MiB resident, against the same process without it"
