@@ -95,7 +95,7 @@ def _raised(delivery: str, quick: bool) -> Iterator[dict[str, Any]]:
                 except lm.PageError as error:
                     spent_ns.append(_since_failing(error))
                 except lm.TouchError as error:
-                    if error.__cause__ is not None and error.error.__cause__ is not None:  # else not asked: it failed at once
+                    if error.error.__cause__ is not None:  # else not asked: it failed at once
                         spent_ns.append(_since_failing(error.error))
             del spent_ns[0]  # the process has started
             of = f"from the provider's last attempt to the exception: {text}, {delivery}, retries={retries}"

@@ -11,7 +11,6 @@
 #define LAZYMEM_GUARDIAN_H
 
 #include <pthread.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -73,7 +72,7 @@ static void *lm_guard(void *argument)
     lm_guardian *g = argument;
     uint32_t seen = 0, now;
     int held;
-    prctl(PR_SET_NAME, "lazymem-guard", 0, 0, 0);
+    lm_name_thread("lazymem-guard");
     /* A table of its own, and of it all but the one: whoever waits for the other end of a pipe must not wait for us. */
     held = syscall(SYS_close_range, g->fd + 1, ~0u, 2 /* CLOSE_RANGE_UNSHARE */) == 0
         && (g->fd == 0 || syscall(SYS_close_range, 0, g->fd - 1, 0) == 0) && lm_file_is(g->fd, g->device, g->inode);
@@ -99,7 +98,7 @@ static int lm_start_guardian(lm_guardian *g, int fd)
 {
     pthread_t thread;
     pthread_attr_t attributes;
-    sigset_t all, before;
+    sigset_t before;
     struct stat s;
     int error;
     uint64_t deadline_ns;
@@ -113,10 +112,9 @@ static int lm_start_guardian(lm_guardian *g, int fd)
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, 1 << 18);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    lm_no_signals(&before);
     error = pthread_create(&thread, &attributes, lm_guard, g);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    lm_signals_again(&before);
     pthread_attr_destroy(&attributes);
     if (error) {
         g->state = LM_NOBODY;
@@ -187,9 +185,7 @@ static int lm_ask_guardian(lm_guardian *g)
 /* One asks at a time, and with signals blocked: a handler that touches an array must not wait for the thread that it interrupts. */
 static void lm_guardian_enter(lm_guardian *g, sigset_t *before)
 {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, before);
+    lm_no_signals(before);
     while (!lm_cas32(&g->lock, 0, 1))
         lm_futex_wait(&g->lock, 1, 1000000u);
 }
@@ -198,6 +194,6 @@ static void lm_guardian_exit(lm_guardian *g, const sigset_t *before)
 {
     lm_store32(&g->lock, 0);
     lm_futex_wake(&g->lock, 1);
-    pthread_sigmask(SIG_SETMASK, before, NULL);
+    lm_signals_again(before);
 }
 #endif

@@ -22,7 +22,7 @@ cdef extern from *:
     #include <signal.h>
     #include <stdint.h>
     #include <string.h>
-    #include <unistd.h>
+    #include "native.h"
     /* A set of them is a mask of bits, in this order. */
     static const int lm_ending[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
     enum { LM_ENDING = sizeof lm_ending / sizeof lm_ending[0], LM_SIGINT_ONLY = 1, LM_ANY = (1 << LM_ENDING) - 1 };
@@ -46,16 +46,14 @@ cdef extern from *:
     static int lm_is_listening(const struct sigaction *now) { return (now->sa_flags & SA_SIGINFO) && now->sa_sigaction == lm_on_ending; }
     static void lm_listen_enter(sigset_t *before)   /* no handler of this thread may come here while it holds the lock */
     {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, before);
+        lm_no_signals(before);
         while (__atomic_exchange_n(&lm_listen_lock, 1, __ATOMIC_ACQUIRE))
             sched_yield();
     }
     static void lm_listen_exit(const sigset_t *before)
     {
         __atomic_store_n(&lm_listen_lock, 0, __ATOMIC_RELEASE);
-        pthread_sigmask(SIG_SETMASK, before, NULL);
+        lm_signals_again(before);
     }
     /* One listener more, for each of a set. Which of them are listened to now? Not those that nobody handles. */
     static uint32_t lm_listen(uint32_t wanted)
@@ -117,14 +115,12 @@ cdef extern from *:
                 n += __atomic_load_n(&lm_came[i], __ATOMIC_SEQ_CST);
         return n;
     }
-    static inline uint32_t lm_main_thread(void) { return (uint32_t)getpid(); }
     """
     uint32_t LM_SIGINT_ONLY, LM_ANY
     uint32_t lm_listen(uint32_t wanted) noexcept nogil
     void lm_listen_no_more(uint32_t taken) noexcept nogil
     void lm_listen_forget() noexcept nogil
     uint32_t lm_came_now(uint32_t wanted) noexcept nogil
-    uint32_t lm_main_thread() noexcept nogil
 
 cdef uint32_t _is_default = 0   # SIGINT is Python's default handler's (sigowner.py)
 

@@ -21,15 +21,12 @@ from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_self
 cdef extern from *:
     """
     #include <pthread.h>
-    #include <sys/prctl.h>
     static pthread_mutex_t lm_jobs_lock = PTHREAD_MUTEX_INITIALIZER;
     static inline void lm_jobs_enter(void) { pthread_mutex_lock(&lm_jobs_lock); }
     static inline void lm_jobs_exit(void) { pthread_mutex_unlock(&lm_jobs_lock); }
-    static inline void lm_name_helper(void) { prctl(PR_SET_NAME, "lazymem-fetcher", 0, 0, 0); }
     """
     void lm_jobs_enter() noexcept nogil
     void lm_jobs_exit() noexcept nogil
-    void lm_name_helper() noexcept nogil
 
 cdef extern from "abi.h" nogil:
     int madvise(void *, size_t, int)
@@ -121,7 +118,7 @@ cdef void *_helper(void *unused) noexcept nogil:
     cdef Job *job
     cdef uint32_t heard
     cdef Thread *me = thread_self()
-    lm_name_helper()
+    lm_name_thread(b"lazymem-fetcher")
     while True:
         heard = lm_load32(&_bell)
         lm_jobs_enter()

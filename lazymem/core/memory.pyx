@@ -49,15 +49,18 @@ cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
 cdef str lost_stores():
     """What the program stored into stand-ins that were dropped since this was last asked, for messages; mostly "". GIL: held."""
     cdef Region *r
-    cdef uint64_t n
+    cdef uint64_t n, at
     cdef str text = ""
     while stores_lost():
-        r = region_that_lost_stores()
+        r = region_enter_above(0)
         while r != NULL:
             n = lm_swap64(&r.stores_lost, 0)
-            text += (f"; what was stored into block {r.store_lost_block}" + (f" and {n - 1} more" if n > 1 else "") +
-                     f" of array {r.name.decode('utf-8', 'replace')!r} since is lost")
-            r = region_that_lost_stores()
+            if n:
+                text += (f"; what was stored into block {r.store_lost_block}" + (f" and {n - 1} more" if n > 1 else "") +
+                         f" of array {r.name.decode('utf-8', 'replace')!r} since is lost")
+            at = r.base
+            region_leave(r)
+            r = region_enter_above(at)
     return text
 
 

@@ -108,14 +108,6 @@ cdef extern from *:
         return again == MAP_FAILED ? NULL : again;
     }
 
-    static inline void lm_no_signals(sigset_t *before)
-    {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, before);
-    }
-    static inline void lm_signals_again(const sigset_t *before) { pthread_sigmask(SIG_SETMASK, before, NULL); }
-
     static uint32_t lm_exposing;      /* 0 free, 1 held, 2 held and others sleep for it */
     static void lm_exposing_enter(sigset_t *before)
     {
@@ -147,8 +139,6 @@ cdef extern from *:
         return n ? n : 65530;
     }
     """
-    ctypedef struct sigset_t:
-        pass
     int lm_memory_file(uint64_t nbytes, uint64_t *device, uint64_t *inode) noexcept nogil
     bint lm_is_file(int fd, uint64_t device, uint64_t inode) noexcept nogil
     int64_t lm_write_at(int fd, const void *src, uint64_t n, uint64_t at) noexcept nogil
@@ -157,8 +147,6 @@ cdef extern from *:
     void lm_make_hole(int fd, uint64_t at, uint64_t n) noexcept nogil
     void lm_make_empty(int fd) noexcept nogil
     void *lm_map_again(void *p, uint64_t n) noexcept nogil
-    void lm_no_signals(sigset_t *before) noexcept nogil
-    void lm_signals_again(const sigset_t *before) noexcept nogil
     void lm_exposing_enter(sigset_t *before) noexcept nogil
     void lm_exposing_exit(const sigset_t *before) noexcept nogil
     void lm_exposing_forget() noexcept nogil

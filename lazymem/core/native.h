@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -106,6 +107,7 @@ static inline void lm_futex_wake_shared(uint32_t *word, int waiters)
 static inline int lm_errno_get(void) { return errno; }
 static inline void lm_errno_set(int value) { errno = value; }
 
+static inline uint32_t lm_main_thread(void) { return (uint32_t)getpid(); }   /* its number */
 static inline uint32_t lm_gettid(void) { return (uint32_t)syscall(SYS_gettid); }
 static inline int lm_thread_is_gone(uint32_t tid) { return syscall(SYS_tgkill, getpid(), tid, 0) != 0 && errno == ESRCH; }
 static inline int lm_signal_thread(uint32_t tid, int sig) { return (int)syscall(SYS_tgkill, getpid(), tid, sig); }
@@ -147,6 +149,17 @@ static inline void lm_say(const char *text, size_t nbytes)
     ssize_t written = write(2, text, nbytes);
     (void)written;
 }
+
+/* Between the two no handler runs on this thread. */
+static inline void lm_no_signals(sigset_t *before)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, before);
+}
+static inline void lm_signals_again(const sigset_t *before) { pthread_sigmask(SIG_SETMASK, before, NULL); }
+
+static inline void lm_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }   /* the calling one; 15 bytes */
 
 /* A thread of ours that nobody joins, and that takes no signals: they are the program's. stack_nbytes 0: the usual. 0 / -errno. */
 static inline int lm_start_thread(void *(*run)(void *), size_t stack_nbytes)

@@ -33,8 +33,14 @@ cdef extern from "native.h" nogil:
     void lm_futex_wake(uint32_t *word, int waiters)
     int lm_futex_wait_shared(uint32_t *word, uint32_t seen, uint64_t timeout_ns)
     void lm_futex_wake_shared(uint32_t *word, int waiters)
+    uint32_t lm_main_thread()
     uint32_t lm_gettid()
     bint lm_thread_is_gone(uint32_t tid)
+    ctypedef struct sigset_t:
+        pass
+    void lm_no_signals(sigset_t *before)
+    void lm_signals_again(const sigset_t *before)
+    void lm_name_thread(const char *name)
     int lm_start_thread(void *(*run)(void *) noexcept nogil, size_t stack_nbytes)
     int lm_signal_thread(uint32_t tid, int sig)
     void lm_say(const char *text, size_t nbytes)

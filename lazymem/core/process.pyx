@@ -38,25 +38,6 @@ cdef extern from "process.h" nogil:
     bint lm_reap(int pidfd, int pid)
     bint lm_fd_is_ours(const lm_spawn *s, int fd)
 
-cdef extern from *:
-    """
-    #include <signal.h>
-    #include <pthread.h>
-    /* Between the two no handler runs on this thread, so it cannot leave by siglongjmp. */
-    static inline sigset_t lm_hold_signals(void)
-    {
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        return before;
-    }
-    static inline void lm_let_signals(sigset_t before) { pthread_sigmask(SIG_SETMASK, &before, NULL); }
-    """
-    ctypedef struct sigset_t:
-        pass
-    sigset_t lm_hold_signals() noexcept nogil
-    void lm_let_signals(sigset_t before) noexcept nogil
-
 cdef extern from "native.h" nogil:
     void *mmap(void *, size_t, int, int, int, long)
     int munmap(void *, size_t)
@@ -205,7 +186,7 @@ cdef int process_start(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns,
     cdef int error = 0
     if _held_by(word):
         return 0
-    before = lm_hold_signals()
+    lm_no_signals(&before)  # so that no handler leaves from here by siglongjmp
     if lm_cas32(place, word, starting):
         ring = _make_ring(spawn, block_nbytes, spin_ns, &error)
         word = _epoch << EPOCH_SHIFT
@@ -216,7 +197,7 @@ cdef int process_start(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns,
         if ring != NULL:
             error = 0
         _alert()
-    lm_let_signals(before)
+    lm_signals_again(&before)
     return error
 
 

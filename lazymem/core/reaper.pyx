@@ -13,19 +13,8 @@ from lazymem.core.native cimport *
 from lazymem.core.region cimport Region, region_bury, region_die, regions_free
 
 
-cdef extern from *:
-    """
-    #include <Python.h>
-    #include <sys/prctl.h>
-    #if PY_VERSION_HEX >= 0x030d0000
-    #define lm_finalizing() Py_IsFinalizing()
-    #else
-    #define lm_finalizing() _Py_IsFinalizing()
-    #endif
-    static inline void lm_name_reaper(void) { prctl(PR_SET_NAME, "lazymem-reaper", 0, 0, 0); }
-    """
-    bint lm_finalizing() noexcept nogil
-    void lm_name_reaper() noexcept nogil
+cdef extern from "ending.h" nogil:
+    bint lm_finalizing() noexcept
 
 cdef uint64_t FIRST_NS = 1000000, LONGEST_NS = 50000000
 cdef uint32_t _reaps = 0   # 1: there is a thread
@@ -62,7 +51,7 @@ cdef void *_reap(void *unused) noexcept nogil:
     cdef uint64_t pause_ns = FIRST_NS
     cdef uint32_t freed = 0
     cdef bint left = True
-    lm_name_reaper()
+    lm_name_thread(b"lazymem-reaper")
     while True:
         while left:
             lm_sleep_ns(pause_ns)

@@ -84,7 +84,6 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
 cdef Region *region_enter(uint64_t addr) noexcept nogil
 cdef void region_leave(Region *r) noexcept nogil
 cdef Region *region_numbered(uint64_t id) noexcept nogil
-cdef Region *region_that_lost_stores() noexcept nogil
 cdef Region *region_at(uint64_t addr) noexcept nogil
 cdef uint64_t region_block_nbytes(Region *r, uint64_t block) noexcept nogil
 cdef uint64_t whole_pages(uint64_t nbytes) noexcept nogil

@@ -42,26 +42,21 @@ cdef extern from "native.h" nogil:
 
 cdef extern from *:
     """
-    #include <pthread.h>
-    #include <signal.h>
+    #include "native.h"
     static pthread_mutex_t lm_registry_lock = PTHREAD_MUTEX_INITIALIZER;
     static inline void lm_registry_enter(sigset_t *before)
     {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, before);
+        lm_no_signals(before);
         pthread_mutex_lock(&lm_registry_lock);
     }
     static inline void lm_registry_exit(const sigset_t *before)
     {
         pthread_mutex_unlock(&lm_registry_lock);
-        pthread_sigmask(SIG_SETMASK, before, NULL);
+        lm_signals_again(before);
     }
     static inline void lm_registry_hold(void) { pthread_mutex_lock(&lm_registry_lock); }
     static inline void lm_registry_let_go(void) { pthread_mutex_unlock(&lm_registry_lock); }
     """
-    ctypedef struct sigset_t:
-        pass
     void lm_registry_enter(sigset_t *before) noexcept nogil
     void lm_registry_exit(const sigset_t *before) noexcept nogil
     void lm_registry_hold() noexcept nogil
@@ -144,9 +139,12 @@ cdef void _remove(Region *r) noexcept nogil:
     sequence_moves()
 
 
-cdef Region *_candidate(uint64_t addr) noexcept nogil:
-    """The region with the greatest base that is not above `addr`, as the registry stands. GIL: never. Blocks: no."""
-    cdef uint64_t before, low, high, middle
+cdef Region *_beside(uint64_t addr, bint above) noexcept nogil:
+    """The region with the greatest base that is not above `addr`, or with the lowest that is, as the registry stands; NULL: none.
+
+    GIL: never. Blocks: no.
+    """
+    cdef uint64_t before, low, high, middle, count
     cdef Entry *entries
     cdef Region *found
     while True:
@@ -155,16 +153,20 @@ cdef Region *_candidate(uint64_t addr) noexcept nogil:
             lm_pause()
             continue
         low = 0
-        high = lm_load64(&_count)  # before the array: one that has been outgrown since would be shorter
+        high = count = lm_load64(&_count)  # before the array: one that has been outgrown since would be shorter
         entries = <Entry *>lm_load64(<uint64_t *>&_entries)
-        found = NULL
         while low < high:
             middle = (low + high) // 2
             if entries[middle].base <= addr:
-                found = entries[middle].region
                 low = middle + 1
             else:
                 high = middle
+        found = NULL
+        if above:
+            if low < count:
+                found = entries[low].region
+        elif low:
+            found = entries[low - 1].region
         lm_loads_done()
         if lm_load64(&_sequence) == before:
             return found
@@ -176,7 +178,7 @@ cdef Region *region_enter(uint64_t addr) noexcept nogil:
     The address just behind a region is its own too (an empty view at the end points there; a guard page lies there).
     Return: NULL when the address is not ours. Closed regions are found. GIL: never. Blocks: no. Thread: any.
     """
-    cdef Region *r = _candidate(addr)
+    cdef Region *r = _beside(addr, False)
     if r == NULL:
         return NULL
     lm_add32(&r.users, 1)
@@ -191,27 +193,9 @@ cdef Region *region_enter_above(uint64_t addr) noexcept nogil:
 
     GIL: any. Blocks: no. Thread: any.
     """
-    cdef uint64_t before, low, high, middle, count
-    cdef Entry *entries
     cdef Region *r
     while True:
-        before = lm_load64(&_sequence)
-        if before & 1:
-            lm_pause()
-            continue
-        low = 0
-        high = count = lm_load64(&_count)  # before the array, which may grow: as in `_candidate`
-        entries = <Entry *>lm_load64(<uint64_t *>&_entries)
-        while low < high:
-            middle = (low + high) // 2
-            if entries[middle].base <= addr:
-                low = middle + 1
-            else:
-                high = middle
-        r = entries[low].region if low < count else NULL
-        lm_loads_done()
-        if lm_load64(&_sequence) != before:
-            continue
+        r = _beside(addr, True)
         if r == NULL:
             return NULL
         lm_add32(&r.users, 1)
@@ -241,19 +225,6 @@ cdef Region *region_numbered(uint64_t id) noexcept nogil:
     lm_registry_enter(&before)
     for i in range(_count):
         if _entries[i].region.id == id:
-            found = _entries[i].region
-    lm_registry_exit(&before)
-    return found
-
-
-cdef Region *region_that_lost_stores() noexcept nogil:
-    """Any region that has, or NULL. GIL: held, so that it stays. Blocks: no."""
-    cdef sigset_t before
-    cdef uint64_t i
-    cdef Region *found = NULL
-    lm_registry_enter(&before)
-    for i in range(_count):
-        if lm_load64(&_entries[i].region.stores_lost):
             found = _entries[i].region
     lm_registry_exit(&before)
     return found

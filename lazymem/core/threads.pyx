@@ -30,10 +30,7 @@ from lazymem.core.uffd cimport (
 cdef extern from *:
     """
     #include <signal.h>
-    #include <sys/prctl.h>
-    static inline void lm_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
     """
-    void lm_name_thread(const char *name) noexcept nogil
     int SIGBUS
 
 cdef enum:

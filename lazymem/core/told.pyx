@@ -24,23 +24,15 @@ from lazymem.errors import page_error, touch_error
 
 cdef extern from *:
     """
-    #include <Python.h>
-    #include <stdint.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    #if PY_VERSION_HEX >= 0x030d0000
-    #define lm_finalizing() Py_IsFinalizing()
-    #else
-    #define lm_finalizing() _Py_IsFinalizing()
-    #endif
+    #include "ending.h"
+    #include "native.h"
     /* Does Python know this thread, and will it run again? Reads one thread-local word. */
     static inline int lm_is_python_thread(void) { return PyGILState_GetThisThreadState() != NULL && !lm_finalizing(); }
     /* A daemon thread of an interpreter that is ending: it will never run Python again, nobody waits for it, and it ends with the process. */
     static inline int lm_is_left_behind(void)
     {
-        return lm_finalizing() && PyGILState_GetThisThreadState() != NULL && syscall(SYS_gettid) != getpid();
+        return lm_finalizing() && PyGILState_GetThisThreadState() != NULL && lm_gettid() != lm_main_thread();
     }
-    static inline uint32_t lm_main_thread(void) { return (uint32_t)getpid(); }
     /* A number that Python gives no other thread; the calling thread is one of Python's. */
     static inline uint64_t lm_thread_ident(void) { return PyThreadState_GetID(PyGILState_GetThisThreadState()); }
     /* Is there an exception that the calling thread has not seen yet? */
@@ -59,7 +51,6 @@ cdef extern from *:
     bint lm_finalizing() noexcept nogil
     bint lm_is_python_thread() noexcept nogil
     bint lm_is_left_behind() noexcept nogil
-    uint32_t lm_main_thread() noexcept nogil
     uint64_t lm_thread_ident() noexcept nogil
     bint lm_exception_waits() noexcept nogil
     bint lm_holds_gil() noexcept nogil
@@ -70,7 +61,6 @@ cdef extern from "Python.h" nogil:
 
 cdef extern from "Python.h":
     int PyThreadState_SetAsyncExc(unsigned long ident, object exception)
-    void PyErr_SetObject(object kind, object value)
 
 cdef enum:
     TOLD = 64

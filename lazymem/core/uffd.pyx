@@ -14,8 +14,6 @@ from lazymem.core.native cimport *
 
 
 cdef extern from "guardian.h" nogil:
-    ctypedef struct sigset_t:
-        pass
     bint lm_file_is(int fd, uint64_t device, uint64_t inode)
     int lm_start_guardian(lm_guardian *g, int fd)
     int lm_ask_guardian(lm_guardian *g)
