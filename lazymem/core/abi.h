@@ -22,10 +22,22 @@
 #define UFFD_USER_MODE_ONLY 1
 
 #define UFFD_EVENT_PAGEFAULT 0x12
+#define UFFD_PAGEFAULT_FLAG_WRITE 1ULL
+#define UFFD_PAGEFAULT_FLAG_WP 2ULL
+#define UFFD_PAGEFAULT_FLAG_MINOR 4ULL
+#define UFFD_FEATURE_PAGEFAULT_FLAG_WP (1ULL << 0)
+#define UFFD_FEATURE_MISSING_SHMEM (1ULL << 5)
 #define UFFD_FEATURE_SIGBUS (1ULL << 7)
 #define UFFD_FEATURE_THREAD_ID (1ULL << 8)
+#define UFFD_FEATURE_MINOR_SHMEM (1ULL << 10)
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1ULL << 12)
 #define UFFD_FEATURE_POISON (1ULL << 14)
-#define UFFDIO_REGISTER_MODE_MISSING 1ULL
+#define UFFD_FEATURE_WP_ASYNC (1ULL << 15)
+#define UFFD_FEATURE_MOVE (1ULL << 16)
+#define UFFDIO_WRITEPROTECT_MODE_WP 1ULL
+#define PM_SCAN_WP_MATCHING 1ULL
+#define PAGE_IS_WRITTEN 2ULL
+#define PAGE_IS_PRESENT 8ULL
 
 struct uffdio_range { uint64_t start, len; };
 struct uffdio_api { uint64_t api, features, ioctls; };
@@ -35,6 +47,14 @@ struct uffdio_zeropage { struct uffdio_range range; uint64_t mode; int64_t zerop
 struct uffdio_poison { struct uffdio_range range; uint64_t mode; int64_t updated; };
 
 struct uffdio_continue { struct uffdio_range range; uint64_t mode; int64_t mapped; };
+struct uffdio_move { uint64_t dst, src, len, mode; int64_t move; };
+struct uffdio_writeprotect { struct uffdio_range range; uint64_t mode; };
+
+struct page_region { uint64_t start, end, categories; };
+struct pm_scan_arg {   /* ioctl on /proc/self/pagemap; Linux 6.7 */
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
 
 struct uffd_msg {
     uint8_t event, reserved1;
@@ -53,6 +73,9 @@ struct uffd_msg {
 #define UFFDIO_ZEROPAGE _IOWR(0xAA, 0x04, struct uffdio_zeropage)
 #define UFFDIO_CONTINUE _IOWR(0xAA, 0x07, struct uffdio_continue)
 #define UFFDIO_POISON _IOWR(0xAA, 0x08, struct uffdio_poison)
+#define UFFDIO_MOVE _IOWR(0xAA, 0x05, struct uffdio_move)
+#define UFFDIO_WRITEPROTECT _IOWR(0xAA, 0x06, struct uffdio_writeprotect)
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 
 _Static_assert(sizeof(struct uffdio_range) == 16, "uffdio_range");
@@ -63,6 +86,9 @@ _Static_assert(sizeof(struct uffdio_copy) == 40 && UFFDIO_COPY == 0xc028aa03, "u
 _Static_assert(sizeof(struct uffdio_zeropage) == 32 && UFFDIO_ZEROPAGE == 0xc020aa04, "uffdio_zeropage");
 _Static_assert(sizeof(struct uffdio_continue) == 32 && UFFDIO_CONTINUE == 0xc020aa07, "uffdio_continue");
 _Static_assert(sizeof(struct uffdio_poison) == 32 && UFFDIO_POISON == 0xc020aa08, "uffdio_poison");
+_Static_assert(sizeof(struct uffdio_move) == 40 && UFFDIO_MOVE == 0xc028aa05, "uffdio_move");
+_Static_assert(sizeof(struct uffdio_writeprotect) == 24 && UFFDIO_WRITEPROTECT == 0xc018aa06, "uffdio_writeprotect");
+_Static_assert(sizeof(struct pm_scan_arg) == 96 && PAGEMAP_SCAN == 0xc0606610, "pm_scan_arg");
 _Static_assert(sizeof(struct uffd_msg) == 32, "uffd_msg");
 
 /* madvise(2) words younger than glibc 2.36 */

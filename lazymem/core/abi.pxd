@@ -10,10 +10,22 @@ cdef extern from "abi.h" nogil:
         MADV_COLLAPSE
         MADV_DONTNEED_LOCKED
     const uint64_t UFFD_API
+    const uint64_t UFFD_PAGEFAULT_FLAG_WRITE
+    const uint64_t UFFD_PAGEFAULT_FLAG_WP
+    const uint64_t UFFD_PAGEFAULT_FLAG_MINOR
+    const uint64_t UFFD_FEATURE_PAGEFAULT_FLAG_WP
+    const uint64_t UFFD_FEATURE_MISSING_SHMEM
     const uint64_t UFFD_FEATURE_SIGBUS
     const uint64_t UFFD_FEATURE_THREAD_ID
+    const uint64_t UFFD_FEATURE_MINOR_SHMEM
+    const uint64_t UFFD_FEATURE_WP_HUGETLBFS_SHMEM
     const uint64_t UFFD_FEATURE_POISON
-    const uint64_t UFFDIO_REGISTER_MODE_MISSING
+    const uint64_t UFFD_FEATURE_WP_ASYNC
+    const uint64_t UFFD_FEATURE_MOVE
+    const uint64_t UFFDIO_WRITEPROTECT_MODE_WP
+    const uint64_t PM_SCAN_WP_MATCHING
+    const uint64_t PAGE_IS_WRITTEN
+    const uint64_t PAGE_IS_PRESENT
     const unsigned long UFFDIO_API
     const unsigned long UFFDIO_REGISTER
     const unsigned long UFFDIO_WAKE
@@ -21,6 +33,9 @@ cdef extern from "abi.h" nogil:
     const unsigned long UFFDIO_ZEROPAGE
     const unsigned long UFFDIO_POISON
     const unsigned long UFFDIO_CONTINUE
+    const unsigned long UFFDIO_MOVE
+    const unsigned long UFFDIO_WRITEPROTECT
+    const unsigned long PAGEMAP_SCAN
     const unsigned long USERFAULTFD_IOC_NEW
 
     struct uffdio_range:
@@ -52,6 +67,32 @@ cdef extern from "abi.h" nogil:
         uffdio_range range
         uint64_t mode
         int64_t mapped
+    struct uffdio_move:
+        uint64_t dst
+        uint64_t src
+        uint64_t len
+        uint64_t mode
+        int64_t move
+    struct uffdio_writeprotect:
+        uffdio_range range
+        uint64_t mode
+    struct page_region:
+        uint64_t start
+        uint64_t end
+        uint64_t categories
+    struct pm_scan_arg:
+        uint64_t size
+        uint64_t flags
+        uint64_t start
+        uint64_t end
+        uint64_t walk_end
+        uint64_t vec
+        uint64_t vec_len
+        uint64_t max_pages
+        uint64_t category_inverted
+        uint64_t category_mask
+        uint64_t category_anyof_mask
+        uint64_t return_mask
     struct uffd_msg:
         uint8_t event
         uint64_t flags

@@ -9,7 +9,9 @@ from libc.stdlib cimport calloc, free
 
 from lazymem.core.abi cimport UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_SIGBUS, UFFD_FEATURE_THREAD_ID, uffd_msg
 from lazymem.core.native cimport *
-from lazymem.core.uffd cimport CopyCounts, Uffd, page_nbytes, uffd_copy, uffd_open, uffd_read, uffd_register
+from lazymem.core.uffd cimport (
+    FAULTS_MISSING, PLAINLY, CopyCounts, Uffd, page_nbytes, uffd_copy, uffd_open, uffd_read, uffd_register,
+)
 
 
 cdef extern from "native.h" nogil:
@@ -247,7 +249,7 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
     """The least an inline delivery must do: keep errno, and copy."""
     global _served
     cdef int saved = lm_errno_get()
-    if uffd_copy(&_uffd, lm_fault_addr(info) & ~(_block_nbytes - 1), _source, _block_nbytes, &_counts):
+    if uffd_copy(&_uffd, lm_fault_addr(info) & ~(_block_nbytes - 1), _source, _block_nbytes, PLAINLY, &_counts):
         lm_sigbus_as_before()  # not ours: let it end the process
     _served += 1               # exact on one thread; nobody else reads it meanwhile
     lm_errno_set(saved)
@@ -264,7 +266,7 @@ cdef void *_reader(void *unused) noexcept nogil:
             return NULL
         if n == 1 and message.event == UFFD_EVENT_PAGEFAULT:
             _served += 1
-            uffd_copy(&_uffd, message.address & ~(_block_nbytes - 1), _source, _block_nbytes, &_counts)
+            uffd_copy(&_uffd, message.address & ~(_block_nbytes - 1), _source, _block_nbytes, PLAINLY, &_counts)
 
 
 def floor_start(str delivery not None, size_t source, uint64_t block_nbytes):
@@ -319,7 +321,7 @@ def floor_map(uint64_t nbytes):
         raise MemoryError(f"no address space for {whole} bytes")
     base = (<uint64_t>p + align) & ~(align - 1)
     madvise(<void *>base, nbytes, MADV_DONTFORK)
-    error = uffd_register(&_uffd, base, nbytes)
+    error = uffd_register(&_uffd, base, nbytes, FAULTS_MISSING)
     if error == 0 and mprotect(<void *>base, nbytes, PROT_READ):
         error = -errno
     if error:

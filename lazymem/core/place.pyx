@@ -11,7 +11,7 @@ from lazymem.core.mprotect cimport (
 from lazymem.core.native cimport *
 from lazymem.core.region cimport MPROTECT, Region, region_block_nbytes, whole_pages
 from lazymem.core.table cimport DIRTY, RESIDENT, STATE
-from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
+from lazymem.core.uffd cimport PLAINLY, page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
 
 
 cdef extern from "native.h" nogil:
@@ -28,7 +28,7 @@ cdef int place_bytes(Region *r, uint64_t at, uint64_t src, uint64_t nbytes) noex
     """
     if r.delivery == MPROTECT:
         return mprotect_write(&r.exposure, at, <const void *>src, nbytes)
-    return uffd_copy(r.uffd, r.base + at, src, nbytes, &r.counters.copy)
+    return uffd_copy(r.uffd, r.base + at, src, nbytes, PLAINLY, &r.counters.copy)
 
 
 cdef int place_zeros(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:

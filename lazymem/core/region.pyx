@@ -25,7 +25,7 @@ from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
 from lazymem.core.table cimport DIRTY, LEAVING, MISSING, RESIDENT, STANDIN, STATE, table_create, table_destroy
 from lazymem.core.uffd cimport (
-    Uffd, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_register, uffd_wake, uffds_unguarded,
+    FAULTS_MISSING, Uffd, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_register, uffd_wake, uffds_unguarded,
 )
 
 
@@ -271,7 +271,7 @@ cdef int _map_region(Region *r) noexcept nogil:
         return error
     error = -errno if madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK) else 0
     if error == 0:
-        error = uffd_register(r.uffd, r.base, r.map_nbytes)
+        error = uffd_register(r.uffd, r.base, r.map_nbytes, FAULTS_MISSING)
     if error == 0:
         munlock(<void *>r.base, r.map_nbytes)
         if r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ | (PROT_WRITE if r.writable else 0)):
@@ -689,7 +689,7 @@ cdef int _inherit(Region *r, Uffd *uffd) noexcept nogil:
     if uffd.fd < 0:
         return -EBADF
     if r.writable:
-        error = uffd_register(uffd, r.base, r.map_nbytes)
+        error = uffd_register(uffd, r.base, r.map_nbytes, FAULTS_MISSING)
         if error == 0:
             _keep_resident(r)
     else:
@@ -697,7 +697,7 @@ cdef int _inherit(Region *r, Uffd *uffd) noexcept nogil:
                 -1, 0) == MAP_FAILED:
             return -errno
         madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
-        error = uffd_register(uffd, r.base, r.map_nbytes)
+        error = uffd_register(uffd, r.base, r.map_nbytes, FAULTS_MISSING)
         munlock(<void *>r.base, r.map_nbytes)
         _forget_resident(r)
         if error == 0 and r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ):

@@ -11,6 +11,16 @@ cdef enum Privilege:
     PRIVILEGE_USER = 1     # only faults of user code are delivered; a system call on an absent page gets EFAULT
     PRIVILEGE_KERNEL = 2   # system calls wait for the page as user code does
 
+cdef enum Faults:          # which a range is registered for, as the kernel counts them
+    FAULTS_MISSING = 1
+    FAULTS_WRITE = 2
+    FAULTS_MINOR = 4
+
+cdef enum Placing:         # how pages come into place, as the kernel counts them
+    PLAINLY = 0
+    ASLEEP = 1             # nobody is woken
+    PROTECTED = 2          # a write to them is a fault
+
 cdef extern from "guardian.h" nogil:
     ctypedef struct lm_guardian:
         uint32_t state
@@ -30,11 +40,15 @@ cdef bint uffd_is_guarded(Uffd *uffd) noexcept nogil
 cdef bint uffds_unguarded() noexcept nogil
 cdef int uffd_make_sure(Uffd *uffd) noexcept nogil
 cdef void uffd_forget(Uffd *uffd) noexcept nogil
-cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
+cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode) noexcept nogil
 cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t *asks) noexcept nogil
 cdef int uffd_wake(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
-cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil
+cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint64_t mode, CopyCounts *counts) noexcept nogil
 cdef int uffd_zero(Uffd *uffd, uint64_t dst, uint64_t nbytes) noexcept nogil
+cdef int uffd_move(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint64_t mode, uint64_t *moved) noexcept nogil
+cdef int uffd_protect(Uffd *uffd, uint64_t addr, uint64_t nbytes, bint protect) noexcept nogil
+cdef int uffd_continue(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode) noexcept nogil
+cdef int pages_written(int pagemap, uint64_t addr, uint64_t nbytes, bint protect, uint64_t *found, uint64_t *end) noexcept nogil
 cdef int uffd_poison(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
 cdef int uffd_read(Uffd *uffd, uffd_msg *message) noexcept nogil
 cdef bint page_is_absent(uint64_t addr) noexcept nogil

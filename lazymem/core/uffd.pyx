@@ -246,15 +246,15 @@ cdef int _ask(Uffd *uffd, unsigned long request, void *argument) noexcept nogil:
     return -errno if ioctl(uffd.fd, request, argument) else 0
 
 
-cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil:
-    """Ask for the missing faults of a range.
+cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode) noexcept nogil:
+    """Ask for faults of a range.
 
-    Units: addr and nbytes page aligned. Return: 0 / -errno. GIL: never. Blocks: no.
+    Units: addr and nbytes page aligned; `mode` of Faults. Return: 0 / -errno. GIL: never. Blocks: no.
     """
     cdef uffdio_register request
     request.range.start = addr
     request.range.len = nbytes
-    request.mode = UFFDIO_REGISTER_MODE_MISSING
+    request.mode = mode
     request.ioctls = 0
     return _ask(uffd, UFFDIO_REGISTER, &request)
 
@@ -320,11 +320,11 @@ cdef bint page_is_swapped(uint64_t addr) noexcept nogil:
     return n == sizeof(entry) and (entry >> 62) & 1
 
 
-cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, CopyCounts *counts) noexcept nogil:
+cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint64_t mode, CopyCounts *counts) noexcept nogil:
     """Place `nbytes` at `dst`, page by page atomically, and wake whoever waits for them.
 
     Pages that are already there keep what they hold. A copy that stops half way is completed, never undone.
-    Units: dst page aligned, nbytes a multiple of the page; src any address.
+    Units: dst page aligned, nbytes a multiple of the page; src any address; `mode` of Placing.
     Return: 0 all pages are there; -ENOENT the mapping is gone; -EFAULT src cannot be read; -ENOMEM; other -errno.
     GIL: never. Blocks: while the mapping changes under us, at most about a second. Thread: any.
     Source: ioctl_userfaultfd(2) UFFDIO_COPY; behaviour verified case by case in tests/test_uffd.py.
@@ -340,7 +340,7 @@ cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, Copy
         request.dst = dst + done
         request.src = src + done
         request.len = step
-        request.mode = 0
+        request.mode = mode
         request.copy = 0  # untouched by the kernel on EINVAL and ESRCH: never read a stale value
         err = -_ask(uffd, UFFDIO_COPY, &request)
         if err == 0:
@@ -411,6 +411,122 @@ cdef int uffd_poison(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     request.mode = 0
     request.updated = 0
     return _ask(uffd, UFFDIO_POISON, &request)
+
+
+cdef int uffd_move(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint64_t mode, uint64_t *moved) noexcept nogil:
+    """Take pages away from `src` and put them at `dst`: whole huge pages in one step, where nothing hinders it.
+
+    Not atomic: one that is refused has moved `moved` bytes, and leaves the rest where it was.
+    Units: page aligned; private anonymous memory, both writable and locked alike, `dst` registered; `mode` of Placing, never PROTECTED.
+    Return: 0; -EEXIST something is at `dst`; -ENOENT nothing at `src`, or no such mapping; -EBUSY a page is pinned, or shared with a
+    child process; -EINVAL the mappings differ, or no kernel for it; -EAGAIN the mapping is changing. GIL: never. Blocks: while a
+    mapping changes under us, at most about 10 ms. Thread: any. Source: ioctl_userfaultfd(2) UFFDIO_MOVE, Linux 6.8.
+    """
+    cdef uffdio_move request
+    cdef uint64_t backoff_ns = 1000
+    cdef int err
+    moved[0] = 0
+    while moved[0] < nbytes:
+        request.dst = dst + moved[0]
+        request.src = src + moved[0]
+        request.len = nbytes - moved[0]
+        request.mode = mode
+        request.move = 0
+        err = -_ask(uffd, UFFDIO_MOVE, &request)
+        if err == 0:
+            moved[0] = nbytes
+        elif err != EAGAIN and err != EINTR:
+            return -err
+        elif request.move > 0:  # the reason shows itself on the next try
+            moved[0] += <uint64_t>request.move
+        elif backoff_ns > 4000000:
+            return -EAGAIN
+        else:
+            lm_sleep_ns(backoff_ns)
+            backoff_ns *= 2
+    return 0
+
+
+cdef int uffd_protect(Uffd *uffd, uint64_t addr, uint64_t nbytes, bint protect) noexcept nogil:
+    """Make writes to the pages that are there now faults; or let them through, and wake whoever waits to write.
+
+    Units: page aligned; registered for it. Return: 0 / -errno. GIL: never. Blocks: no. Since Linux 5.7.
+    """
+    cdef uffdio_writeprotect request
+    cdef int error = -EAGAIN, tries
+    for tries in range(1000):
+        request.range.start = addr
+        request.range.len = nbytes
+        request.mode = UFFDIO_WRITEPROTECT_MODE_WP if protect else 0
+        error = _ask(uffd, UFFDIO_WRITEPROTECT, &request)
+        if error != -EAGAIN:
+            break
+        lm_sleep_ns(10000)
+    return error
+
+
+cdef int uffd_continue(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode) noexcept nogil:
+    """Map what already lies in the memory file behind a range, and wake whoever waits for it.
+
+    Units: page aligned; registered for minor faults; `mode` of Placing. Return: 0, pages that were mapped already
+    included; -EFAULT nothing lies there; -errno. GIL: never. Blocks: no. Since Linux 5.14.
+    """
+    cdef uffdio_continue request
+    cdef uint64_t done = 0
+    cdef int error, tries = 0
+    while done < nbytes:
+        request.range.start = addr + done
+        request.range.len = nbytes - done
+        request.mode = mode
+        request.mapped = 0
+        error = _ask(uffd, UFFDIO_CONTINUE, &request)
+        if error == 0:
+            return 0
+        if request.mapped > 0:
+            done += <uint64_t>request.mapped
+        elif error == -EEXIST:
+            uffd_wake(uffd, addr + done, _page_nbytes)
+            done += _page_nbytes
+        elif error == -EAGAIN and tries < 1000:
+            tries += 1
+            lm_sleep_ns(10000)
+        else:
+            return error
+    return 0
+
+
+cdef int pages_written(int pagemap, uint64_t addr, uint64_t nbytes, bint protect, uint64_t *found, uint64_t *end) noexcept nogil:
+    """Where, from `addr` on, are pages that were written since they were last write-protected?
+
+    Units: page aligned; `pagemap` a descriptor of /proc/self/pagemap; `found`, `end`: the first such run, or both `addr + nbytes`.
+    `protect`: protect that run again, in the same step. Return: 0 / -errno. GIL: never. Blocks: no.
+    Source: PAGEMAP_SCAN (admin-guide/mm/pagemap), Linux 6.7. Holes are said to be written: only pages that are there count.
+    """
+    cdef pm_scan_arg request
+    cdef page_region run
+    cdef int n
+    memset(&request, 0, sizeof(request))
+    request.size = sizeof(request)
+    request.flags = PM_SCAN_WP_MATCHING if protect else 0
+    request.start = addr
+    request.end = addr + nbytes
+    request.vec = <uint64_t>&run
+    request.vec_len = 1
+    request.category_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT
+    request.return_mask = PAGE_IS_WRITTEN
+    found[0] = end[0] = addr + nbytes
+    while request.start < addr + nbytes:
+        n = ioctl(pagemap, PAGEMAP_SCAN, &request)
+        if n < 0:
+            return -errno
+        if n:
+            found[0] = run.start
+            end[0] = run.end
+            return 0
+        if request.walk_end <= request.start:
+            return 0
+        request.start = request.walk_end
+    return 0
 
 
 cdef int uffd_read(Uffd *uffd, uffd_msg *message) noexcept nogil:

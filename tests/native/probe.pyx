@@ -36,7 +36,7 @@ cdef Uffd *_uffd(int fd) noexcept nogil:
 
 
 def register(int fd, uint64_t addr, uint64_t nbytes):
-    return uffd_register(_uffd(fd), addr, nbytes)
+    return uffd_register(_uffd(fd), addr, nbytes, FAULTS_MISSING)
 
 
 def wake(int fd, uint64_t addr, uint64_t nbytes):
@@ -61,7 +61,7 @@ def copy(int fd, uint64_t dst, uint64_t src, uint64_t nbytes):
     cdef int error
     memset(&counts, 0, sizeof(counts))
     with nogil:
-        error = uffd_copy(_uffd(fd), dst, src, nbytes, &counts)
+        error = uffd_copy(_uffd(fd), dst, src, nbytes, PLAINLY, &counts)
     return error, counts.eexist, counts.eagain
 
 
@@ -118,7 +118,7 @@ def race_copies(int fd, uint64_t dst, uint64_t src, uint64_t nbytes, uint32_t ro
     with nogil:
         for i in range(1, rounds + 1):
             _meet(i, 0)
-            if uffd_copy(uffd, dst, src, nbytes, &counts):
+            if uffd_copy(uffd, dst, src, nbytes, PLAINLY, &counts):
                 errors += 1
             page = 0
             while page < nbytes:
