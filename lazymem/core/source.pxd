@@ -8,10 +8,17 @@ ctypedef int (*fetch_t)(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) 
 ctypedef int (*borrow_t)(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes, uint64_t *loan) noexcept nogil
 ctypedef void (*give_back_t)(void *ctx, uint64_t loan) noexcept nogil
 
+# The way back: all of it is written, or -errno. GIL: never.
+ctypedef int (*store_t)(void *ctx, const void *src, uint64_t offset, uint64_t nbytes) noexcept nogil
+# What was stored is safe now, as far as the source can make it (a file: fsync). 0 / -errno. GIL: never.
+ctypedef int (*sync_t)(void *ctx) noexcept nogil
+
 ctypedef struct Source:
     fetch_t fetch
     borrow_t borrow      # not NULL: instead of fetch. It asks again by itself, and there is room for whole pages
     give_back_t give_back
+    store_t store        # NULL: nothing can be written
+    sync_t sync          # NULL: storing is all there is to it
     void *ctx
     const char *direct   # not NULL: the bytes lie in memory already and are copied from there, without a fetch
     bint may_block       # a handler thread hands the reading on before it runs this; others say themselves when they would wait
