@@ -22,7 +22,7 @@ class Region(LazyArray):
 class CFunction(_CFunction):
     """Refused, as every constructor is."""
 
-    def __init__(self, fn: Any, nbytes: int, user_data: Any = None) -> None:
+    def __init__(self, fn: Any, nbytes: int, user_data: Any = None, store: Any = None) -> None:
         _refuse()
 
 

@@ -53,7 +53,7 @@ def touch_error(error: PageError, seen: Callable[[], str]) -> type[TouchError]:
 
 
 class PageError(OSError):
-    """A block could not be fetched.
+    """A block could not be fetched, or could not be written back: then it is still changed, and in memory.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class PageError(OSError):
 
 def page_error(
     name: str, source: str, block: int, start: int, stop: int, errno: int, cause: str, advice: str = "",
-    elements: tuple[int, int] | None = None, attempts: int = 0,
+    elements: tuple[int, int] | None = None, attempts: int = 0, stored: bool = False,
 ) -> PageError:  # fmt: skip
     """Build the exception for one failed block; the caller raises it."""
     code = _errno.errorcode.get(errno, str(errno))
@@ -95,7 +95,8 @@ def page_error(
     if elements and elements != (start, stop):
         part += f", elements {elements[0]}..{elements[1]}"
     tries = f", after {attempts} attempts" if attempts > 1 else ""
-    text = f"array {name!r}: block {block} ({part}) could not be fetched: {cause} ({code}){tries}{advice}"
+    done = "written back" if stored else "fetched"
+    text = f"array {name!r}: block {block} ({part}) could not be {done}: {cause} ({code}){tries}{advice}"
     error = PageError(errno, text)
     error.name = name
     error.source = source

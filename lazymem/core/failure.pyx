@@ -158,7 +158,24 @@ cdef const char *cause(int error) noexcept nogil:
     return lm_errno_text(error)
 
 
-def cause_of(int error):
-    """What an errno of a fetch means to a user, as str."""
-    cdef const char *text = cause(error)
+cdef const char *_cause_of_store(int error) noexcept nogil:
+    """What an errno means when bytes are written back, where that is something else."""
+    if error == ESTALE:
+        return b"the file was cut short or replaced on disk after it was opened"
+    if error == EDQUOT:
+        return b"the disk quota is used up"
+    if error == EFBIG:
+        return b"the file may not become so large (RLIMIT_FSIZE, ulimit -f)"
+    if error == ENOSPC:
+        return b"no space left on the device"
+    if error == EFAULT:
+        return b"the memory it is copied to cannot be written"
+    if error == EINVAL:
+        return b"the bytes are not the source's"
+    return cause(error)
+
+
+def cause_of(int error, bint stored=False):
+    """What an errno of a fetch means to a user, or of writing back, as str."""
+    cdef const char *text = _cause_of_store(error) if stored else cause(error)
     return text.decode() if text != NULL else f"errno {error}"

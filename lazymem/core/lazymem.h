@@ -1,4 +1,4 @@
-/* How does C code give bytes to a lazy array?
+/* How does C code give bytes to a lazy array, and take them back?
  *
  * Write one function of this type, compile it into a shared object, and pass it to Python:
  *
@@ -16,6 +16,13 @@
  *
  * Returns 0, or -errno. -EAGAIN, -EBUSY, -EINTR and -ETIMEDOUT are asked again (the array's `retries`); anything else fails the
  * block, and so does a positive number.
+ *
+ * For mode "r+" there is a second function, which takes the bytes that were changed:
+ *
+ *     lazymem.CFunction(lib.fetch, nbytes, store=lib.store)
+ *
+ * It is called as the first is, with the same ctx, by whoever flushes; src is to be read only, and only during the call.
+ * It returns 0 when fetch would give these bytes from now on, or -errno: the block stays changed, and is offered again.
  */
 #ifndef LAZYMEM_H
 #define LAZYMEM_H
@@ -24,6 +31,8 @@
 #include <stdint.h>
 
 typedef int (*lazymem_fetch)(void *ctx, void *dst, uint64_t offset, uint64_t nbytes);
+
+typedef int (*lazymem_store)(void *ctx, const void *src, uint64_t offset, uint64_t nbytes);
 
 #define LAZYMEM_FETCH_SIGNATURE "int (void *, void *, uint64_t, uint64_t)"
 

@@ -8,12 +8,13 @@ cdef class Memory:
     cdef NativeSource _source
     cdef public uint32_t helpers
     cdef uint64_t _element_nbytes, _element_at
+    cdef int _writes_back_in   # the number of the process that writes back; 0: none does
     cdef object __weakref__
     cdef int need(self, uint64_t start, uint64_t stop) except -1
     cdef int _run(self, uint64_t start, uint64_t stop) except -1
 
 cdef object memory_of(Region *r)
 cdef str lost_stores()
-cdef object error_of(Region *r, uint64_t block, int error)
+cdef object error_of(Region *r, uint64_t block, int error, bint stored=*)
 cdef int refuse(Region *r) except -1
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1

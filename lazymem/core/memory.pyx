@@ -32,6 +32,9 @@ from lazymem.errors import page_error
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(object)
 
+cdef extern from "unistd.h":
+    int lm_process "getpid"() noexcept nogil
+
 _CLOSE_PATIENCE_NS = 5_000_000_000
 
 
@@ -64,22 +67,22 @@ cdef str lost_stores():
     return text
 
 
-cdef object error_of(Region *r, uint64_t block, int error):
-    """The PageError for an errno, its cause chained. GIL: held."""
+cdef object error_of(Region *r, uint64_t block, int error, bint stored=False):
+    """The PageError for an errno of a fetch, or of writing back, its cause chained. GIL: held."""
     cdef Memory owner = memory_of(r)
     cdef uint64_t start = block * r.block_nbytes
     cdef uint64_t stop = start + r.block_nbytes if r.nbytes - start > r.block_nbytes else r.nbytes
     cdef uint64_t item = owner._element_nbytes if owner is not None else 0
     cdef NativeSource source = owner._source if owner is not None else None
     said = source.explain(start) if source is not None else None
-    cause = cause_of(error)
+    cause = cause_of(error, stored)
     if said is not None:  # its traceback is chained; its last line says most
         cause = f"{cause}: {str(said).strip().rpartition(chr(10))[2]}"
     made = page_error(r.name.decode("utf-8", "replace"), source.kind if source is not None else "gone", block,
                       start, stop, error, cause, lost_stores(),
                       elements=((start - min(start, owner._element_at)) // item,
                                 (stop - min(stop, owner._element_at) + item - 1) // item) if item else None,
-                      attempts=r.failed_attempts if r.failed_block == block else 0)
+                      attempts=r.failed_attempts if r.failed_block == block and not stored else 0, stored=stored)
     made.__cause__ = said
     return made
 
@@ -116,10 +119,12 @@ cdef class Memory:
     delivery : int
         0 threads, 1 inline (its userfaultfd must be open), 2 mprotect.
     writable : bool
-        Private writes are allowed.
+        The memory may be written to.
     name : str
         For messages.
     timeout_ns, retries : int
+    writes_back : bool
+        What is written goes back to the source.
 
     Attributes
     ----------
@@ -139,7 +144,7 @@ cdef class Memory:
     """
 
     def __cinit__(self, NativeSource source not None, uint64_t block_nbytes, int delivery, bint writable,
-                  str name not None, uint64_t timeout_ns, uint32_t retries, **extra):
+                  str name not None, uint64_t timeout_ns, uint32_t retries, bint writes_back=False):
         cdef int error = 0
         cdef bytes encoded = name.encode("utf-8", "replace")[-(NAME_NBYTES - 1):]
         cdef const char *text = encoded
@@ -147,6 +152,9 @@ cdef class Memory:
         cdef Region *r
         if block_nbytes == 0 or block_nbytes % page_nbytes():
             raise ValueError(f"block_nbytes={block_nbytes} is not a multiple of the page ({page_nbytes()} bytes)")
+        if writes_back and source.source.store == NULL:
+            raise ValueError(f"{name}: its source takes no bytes back")
+        self._writes_back_in = lm_process() if writes_back else 0
         if source.source.direct != NULL:
             r = region_at(<uint64_t>source.source.direct)
             if r != NULL and source.nbytes:
@@ -244,8 +252,13 @@ cdef class Memory:
 
     @property
     def writable(self):
-        """Are private writes allowed?"""
+        """May the memory be written to?"""
         return self.region.writable
+
+    @property
+    def writes_back(self):
+        """Does what is written go back to the source? In a forked child it does not."""
+        return self._writes_back_in == lm_process()
 
     @property
     def delivery(self):
@@ -447,6 +460,70 @@ cdef class Memory:
         if error:
             raise_page_error(r, found, -error)
         return found if found < r.nblocks else None
+
+    def dirty(self, uint64_t start, uint64_t stop):
+        """Has something been written to bytes [start, stop) that its source does not have yet?
+
+        Notes
+        -----
+        Blocks: as long as fetching what is resident takes. GIL: kept.
+        """
+        cdef Region *r = self.region
+        cdef uint64_t block, nbytes
+        cdef void *fresh
+        cdef bint found = False
+        if not self.writes_back or stop <= start or lm_load32(&r.status) != LIVE:
+            return False
+        fresh = malloc(r.block_nbytes)
+        if fresh == NULL:
+            raise MemoryError
+        for block in range(start // r.block_nbytes, min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)):
+            if (lm_load32(&r.words[block]) & STATE) not in (RESIDENT, DIRTY):
+                continue
+            nbytes = region_block_nbytes(r, block)
+            if region_fetch(r, block, fresh) or memcmp(fresh, <void *>(r.base + block * r.block_nbytes), nbytes):
+                found = True
+                break
+        free(fresh)
+        return found
+
+    def flush(self, uint64_t start, uint64_t stop):
+        """Write back what was written to bytes [start, stop), and have the source make it safe.
+
+        Raises
+        ------
+        PageError
+            A block could not be written back; it stays changed.
+        ValueError
+            The array is closed.
+
+        Notes
+        -----
+        Blocks: as long as the source takes. GIL: released meanwhile.
+        """
+        cdef Region *r = self.region
+        cdef uint64_t block = 0, last = min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)
+        cdef int error = 0
+        if not self.writes_back:
+            return
+        if lm_load32(&r.status) != LIVE:
+            refuse(r)
+        if stop <= start:
+            return
+        lm_add32(&r.users, 1)
+        with nogil:
+            for block in range(start // r.block_nbytes, last):
+                if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY):
+                    error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
+                                           region_block_nbytes(r, block))
+                    if error:
+                        break
+            if error == 0 and r.source.sync != NULL:
+                error = r.source.sync(r.source.ctx)
+        lm_sub32(&r.users, 1)
+        if error:
+            made = error_of(r, block, -error, True)
+            raise made from made.__cause__
 
     def references(self, root):
         """How many references there are to what a weak reference points to, one of them this function's own; 0 it is dead."""

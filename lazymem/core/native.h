@@ -143,6 +143,25 @@ static inline int lm_copy_from(void *dst, const void *src, size_t nbytes)
     return 0;
 }
 
+/* memcpy to memory that may not be writable, or may be gone. 0 / -EFAULT. */
+static inline int lm_copy_to(void *dst, const void *src, size_t nbytes)
+{
+    while (nbytes) {
+        struct iovec from = {(void *)src, nbytes}, to = {dst, nbytes};
+        ssize_t n = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
+        if (n < 0 && (errno == ENOSYS || errno == EPERM)) {
+            memcpy(dst, src, nbytes);
+            return 0;
+        }
+        if (n <= 0)
+            return -EFAULT;
+        dst = (char *)dst + n;
+        src = (const char *)src + n;
+        nbytes -= (size_t)n;
+    }
+    return 0;
+}
+
 /* On descriptor 2, from anywhere. That it may fail changes nothing: the process is about to end. */
 static inline void lm_say(const char *text, size_t nbytes)
 {

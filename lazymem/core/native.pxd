@@ -23,6 +23,7 @@ cdef extern from "native.h" nogil:
     bint lm_cas64(uint64_t *p, uint64_t was, uint64_t now)
     void lm_loads_done()
     int lm_copy_from(void *dst, const void *src, size_t nbytes)
+    int lm_copy_to(void *dst, const void *src, size_t nbytes)
     int lm_low_bit(uint64_t v)
     int lm_high_bit(uint64_t v)
     void lm_pause()
@@ -54,5 +55,5 @@ cdef extern from "errno.h" nogil:
     int errno
     enum:
         EACCES, EAGAIN, EBADF, EBUSY, EDEADLK, EDQUOT, EEXIST, EFAULT, EINTR, EINVAL, EIO, ELOOP, ENODATA, ENOENT, ENOMEM
-        ECHILD, EFBIG, ENOBUFS, ENOTTY, ENXIO
+        ECHILD, EFBIG, ENOBUFS, ENOSPC, ENOTTY, ENXIO
         ENOSYS, EPERM, EPIPE, EREMOTEIO, ESRCH, EPROTO, ESHUTDOWN, ESTALE, ETIMEDOUT

@@ -30,8 +30,10 @@ ctypedef struct File:
     uint64_t device      # which file it is
     uint64_t inode
     uint64_t start       # of the array's first byte in the file, bytes
+    uint64_t length      # of the array's part, bytes
     int64_t nbytes       # of the file when it was opened
     int64_t mtime_ns
+    bint writable        # we write to it, and others may: its mtime says nothing
 
 cdef class NativeSource:
     cdef Source source

@@ -1,15 +1,15 @@
-"""Where do a block's bytes come from, without the GIL?
+"""Where do a block's bytes come from, and where do they go back to, without the GIL?
 
-Memory that is already there, a local file, a C function. A source is a `fetch` that fills exactly and returns 0 or -errno; its
-Python object only keeps alive what `fetch` needs.
+Memory that is already there, a local file, a C function. A source is a `fetch` that fills exactly and returns 0 or -errno, perhaps with
+a `store` that takes all of it or says -errno; its Python object only keeps alive what they need.
 """
 from lazymem.core.native cimport *
 from lazymem.core.thread cimport Thread, thread_self
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport free
-from posix.fcntl cimport O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY, open
-from posix.unistd cimport close
+from posix.fcntl cimport O_CLOEXEC, O_NOCTTY, O_NONBLOCK, O_RDONLY, O_RDWR, open
+from posix.unistd cimport close, fsync
 
 
 cdef extern from *:
@@ -59,6 +59,7 @@ cdef extern from *:
     char *lm_path_of(int fd) noexcept nogil
     ssize_t lm_pread_now(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
     ssize_t pread(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
+    ssize_t pwrite(int fd, const void *src, size_t nbytes, int64_t offset) noexcept nogil
 
 
 cdef bint _is_ours(File *file, int fd) noexcept nogil:
@@ -75,24 +76,100 @@ cdef int _fetch_file(void *ctx, void *dst, uint64_t offset, uint64_t nbytes) noe
     Return: 0; -EBADF it was closed and cannot be opened again; else as `_read_file`. GIL: never. Blocks: on the disk.
     """
     cdef File *file = <File *>ctx
-    cdef int fd = file.fd, again
+    cdef int fd = file.fd
     cdef int err = _read_file(file, fd, dst, offset, nbytes)
     if err == 0 or _is_ours(file, fd):
         return err
-    again = file.fd
-    if again == fd:
-        if file.path == NULL:
-            return -EBADF
-        again = open(file.path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
-        if again < 0:
-            return -EBADF
-        if not _is_ours(file, again):
-            close(again)
-            return -ESTALE
-        if not lm_cas32(<uint32_t *>&file.fd, <uint32_t>fd, <uint32_t>again):  # another thread was faster
-            close(again)
-            again = file.fd
-    return _read_file(file, again, dst, offset, nbytes)
+    fd = _another_number(file, fd)
+    return _read_file(file, fd, dst, offset, nbytes) if fd >= 0 else fd
+
+
+cdef int _another_number(File *file, int fd) noexcept nogil:
+    """Open a file again whose number `fd` is ours no more. Return: the number; -EBADF it cannot be; -ESTALE another file is there."""
+    cdef int again = file.fd
+    if again != fd:
+        return again
+    if file.path == NULL:
+        return -EBADF
+    again = open(file.path, (O_RDWR if file.writable else O_RDONLY) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)
+    if again < 0:
+        return -EBADF
+    if not _is_ours(file, again):
+        close(again)
+        return -ESTALE
+    if not lm_cas32(<uint32_t *>&file.fd, <uint32_t>fd, <uint32_t>again):  # another thread was faster
+        close(again)
+        again = file.fd
+    return again
+
+
+cdef bint _is_as_opened(File *file, uint64_t device, uint64_t inode, int64_t size_nbytes, int64_t mtime_ns) noexcept nogil:
+    """Is this still the file that was opened? One that is written to changes, but does not get shorter."""
+    if device != file.device or inode != file.inode:
+        return False
+    return size_nbytes >= file.nbytes if file.writable else size_nbytes == file.nbytes and mtime_ns == file.mtime_ns
+
+
+cdef int _store_file(void *ctx, const void *src, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Write all of it, to the file that was opened; where somebody closed its number, by another.
+
+    Nobody can look at a number and write to it in one step, so who closes numbers that are not his and opens files meanwhile may
+    get our bytes there: between a system call and the next.
+    Return: 0; -EBADF it was closed and cannot be opened again; -EINVAL bytes that are not the array's; -ESTALE the file was cut
+    short; -errno of pwrite: some of it may have been written then. GIL: never. Blocks: on the disk.
+    """
+    cdef File *file = <File *>ctx
+    cdef int fd = file.fd, turn, err = -EBADF
+    if offset > file.length or nbytes > file.length - offset:
+        return -EINVAL
+    for turn in range(2):
+        if _is_ours(file, fd):
+            err = _write_file(file, fd, src, offset, nbytes)
+        if err != -EBADF:  # which a number gives too that is another way, for reading only, to the same file
+            return err
+        if turn == 0:
+            fd = _another_number(file, fd)
+            if fd < 0:
+                return fd
+    return err
+
+
+cdef int _write_file(File *file, int fd, const void *src, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """As `_store_file`, by this number. Source: pwrite(2)."""
+    cdef uint64_t done = 0, device = 0, inode = 0
+    cdef int64_t size_nbytes = 0, mtime_ns = 0
+    cdef ssize_t n
+    cdef int err = lm_stamp(fd, &device, &inode, &size_nbytes, &mtime_ns)
+    if err:
+        return err
+    if not _is_as_opened(file, device, inode, size_nbytes, mtime_ns):
+        return -ESTALE  # written to, a file that was cut short would have zeros where there was something else
+    while done < nbytes:
+        n = pwrite(fd, <const char *>src + done, nbytes - done, <int64_t>(file.start + offset + done))
+        if n > 0:
+            done += <uint64_t>n
+        elif n == 0:
+            return -EIO
+        elif errno != EINTR:
+            return -errno
+    return 0
+
+
+cdef int _sync_file(void *ctx) noexcept nogil:
+    """Have the disk keep what was written. Return: 0; -errno of fsync: what was written may be lost, though a fetch still finds it.
+
+    GIL: never. Blocks: on the disk.
+    """
+    cdef File *file = <File *>ctx
+    cdef int fd = file.fd
+    if not _is_ours(file, fd):
+        fd = _another_number(file, fd)
+        if fd < 0:
+            return fd
+    while fsync(fd):
+        if errno != EINTR:
+            return -errno
+    return 0
 
 
 cdef int _read_file(File *file, int fd, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil:
@@ -125,9 +202,15 @@ cdef int _read_file(File *file, int fd, void *dst, uint64_t offset, uint64_t nby
     err = lm_stamp(fd, &device, &inode, &size_nbytes, &mtime_ns)
     if err:
         return err
-    if device != file.device or inode != file.inode or size_nbytes != file.nbytes or mtime_ns != file.mtime_ns:
-        return -ESTALE
-    return 0
+    return 0 if _is_as_opened(file, device, inode, size_nbytes, mtime_ns) else -ESTALE
+
+
+cdef int _store_memory(void *ctx, const void *src, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Return: 0; -EINVAL bytes that are not the memory's; -EFAULT it is gone (a mapped file that was cut short). GIL: never. Blocks: no."""
+    cdef Py_buffer *view = <Py_buffer *>ctx
+    if offset > <uint64_t>view.len or nbytes > <uint64_t>view.len - offset:
+        return -EINVAL
+    return lm_copy_to(<char *>view.buf + offset, src, nbytes)
 
 
 cdef class NativeSource:
@@ -138,7 +221,13 @@ cdef class NativeSource:
     nbytes : int, bytes
     kind : str
         "memory", "file", "function" or "provider".
+    writable : bool
+        Can what was changed be written back?
     """
+
+    @property
+    def writable(self):
+        return self.source.store != NULL
 
     cdef object explain(self, uint64_t offset):
         """What was said when the block at `offset` could not be fetched: an exception to chain, or None. GIL: held."""
@@ -155,19 +244,26 @@ cdef class MemorySource(NativeSource):
     Parameters
     ----------
     exporter : buffer
+    writable : bool
+        It can be written back to.
 
     Raises
     ------
     BufferError, TypeError
         No contiguous buffer.
+    BufferError, ValueError
+        One that is read-only, to be written to.
     """
 
-    def __cinit__(self, exporter):
-        PyObject_GetBuffer(exporter, &self._view, PyBUF_SIMPLE)
+    def __cinit__(self, exporter, bint writable=False):
+        PyObject_GetBuffer(exporter, &self._view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
         self.kind = "memory"
         self.nbytes = <uint64_t>self._view.len
         self.source.direct = <const char *>self._view.buf
         self.source.leaf = True
+        if writable:
+            self.source.ctx = &self._view
+            self.source.store = _store_memory
 
     def __dealloc__(self):
         PyBuffer_Release(&self._view)  # of nothing, if there was no buffer
@@ -181,6 +277,8 @@ cdef class FileSource(NativeSource):
     fd : int
     start, nbytes : int, bytes
         What part of the file it is.
+    writable : bool
+        It is written to, by us and perhaps by others: it is as it was opened as long as it does not get shorter.
 
     Attributes
     ----------
@@ -195,7 +293,7 @@ cdef class FileSource(NativeSource):
         The part reaches past the end of the file.
     """
 
-    def __cinit__(self, int fd, uint64_t start, uint64_t nbytes):
+    def __cinit__(self, int fd, uint64_t start, uint64_t nbytes, bint writable=False):
         self._file.fd = -1
         cdef int err = lm_stamp(fd, &self._file.device, &self._file.inode, &self._file.nbytes, &self._file.mtime_ns)
         if err:
@@ -205,12 +303,17 @@ cdef class FileSource(NativeSource):
         self._file.fd = fd
         self._file.path = lm_path_of(fd)
         self._file.start = start
+        self._file.length = nbytes
+        self._file.writable = writable
         self.kind = "file"
         self.nbytes = nbytes
         self.stamp = (self._file.nbytes, self._file.mtime_ns)
         self.source.fetch = _fetch_file
         self.source.ctx = &self._file
         self.source.leaf = True
+        if writable:
+            self.source.store = _store_file
+            self.source.sync = _sync_file
 
     cdef int close(self) except -1:
         if _is_ours(&self._file, self._file.fd):
@@ -235,12 +338,15 @@ cdef class FunctionSource(NativeSource):
     nbytes : int, bytes
     keep : object
         What must live as long as the function.
+    store : int
+        Address of the function that takes bytes back; 0: none does.
     """
 
-    def __cinit__(self, size_t address, uint64_t nbytes, size_t user_data, keep):
+    def __cinit__(self, size_t address, uint64_t nbytes, size_t user_data, keep, size_t store=0):
         self._keep = keep
         self.kind = "function"
         self.nbytes = nbytes
         self.source.fetch = <fetch_t>address
         self.source.ctx = <void *>user_data
+        self.source.store = <store_t>store
         self.source.may_block = True

@@ -1,4 +1,4 @@
-"""How does a C function written for anybody become a source?"""
+"""How do C functions written for anybody become a source?"""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class CFunction:
         How long the array's memory is.
     user_data : int, ctypes pointer, cffi pointer, buffer or None
         What it gets as `ctx`; kept alive as long as the array. A `LowLevelCallable` brings its own.
+    store : object, optional
+        As `fn`, for mode "r+": `int store(void *ctx, const void *src, uint64_t offset, uint64_t nbytes)` takes `nbytes` that
+        were changed, from byte `offset` on, and returns 0 or -errno. It gets the same `ctx`.
 
     Raises
     ------
@@ -38,7 +41,7 @@ class CFunction:
         nbytes is negative.
     """
 
-    def __init__(self, fn: Any, nbytes: int, user_data: Any = None) -> None:
+    def __init__(self, fn: Any, nbytes: int, user_data: Any = None, store: Any = None) -> None:
         if isinstance(nbytes, bool) or not hasattr(nbytes, "__index__"):
             raise TypeError(f"nbytes={nbytes!r}: give an int")
         self.nbytes = int(nbytes.__index__())
@@ -51,7 +54,12 @@ class CFunction:
         if own_data is not None and user_data is not None:
             raise TypeError("a LowLevelCallable with user_data was given user_data again")
         self.user_data, kept = (own_data, None) if own_data is not None else _pointer(user_data)
-        self._keep = (fn, user_data, kept)
+        self.store = 0
+        if store is not None:
+            self.store, _ = _address(store)
+            if not self.store:
+                raise TypeError(f"{store!r} is a null pointer")
+        self._keep = (fn, user_data, kept, store)
 
     def __repr__(self) -> str:
         return f"CFunction({self.name}, nbytes={self.nbytes})"
@@ -148,6 +156,7 @@ def _capsule(capsule: Any) -> tuple[int, int | None]:
     name = name_of(capsule)
     said = " ".join((name or b"").decode(errors="replace").replace("*", " * ").split())
     said = re.sub(r"\b(unsigned long|ulong|size_t)\b", "uint64_t", said)  # as cffi and scipy call it
+    said = said.replace("const ", "")  # which a store's second argument may be
     if said != " ".join(SIGNATURE.replace("*", " * ").split()):
         raise TypeError(f"a PyCapsule named {(name or b'').decode(errors='replace')!r}; a source's is named {SIGNATURE!r}")
     return int(pointer_of(capsule, name) or 0), context_of(capsule) or None

@@ -39,7 +39,7 @@ enum { SLOT = 1026, DATA = 1025 };  /* R_AARCH64_ of the same names */
 
 #define KINDS(X) \
     X(mmap) X(munmap) X(mprotect) X(madvise) X(mincore) X(userfaultfd) X(open_device) X(NEW) X(API) X(REGISTER) X(WAKE) X(COPY) X(ZEROPAGE) \
-    X(POISON) X(read_message) X(pread) X(preadv2) X(pwrite) X(fallocate) X(lseek) X(fstat) X(process_vm_readv) X(futex_wait) X(futex_wake) X(posix_spawn) X(memfd_create) \
+    X(POISON) X(read_message) X(pread) X(preadv2) X(pwrite) X(fsync) X(fallocate) X(lseek) X(fstat) X(process_vm_readv) X(process_vm_writev) X(futex_wait) X(futex_wake) X(posix_spawn) X(memfd_create) \
     X(ftruncate) X(pidfd_open) X(pthread_create) X(fcntl) X(sigaction)
 #define NAME(n) K_##n,
 enum kind { KINDS(NAME) KIND_COUNT };
@@ -108,6 +108,11 @@ static ssize_t our_process_vm_readv(pid_t pid, const struct iovec *to, unsigned 
     MAY_FAIL(K_process_vm_readv, -1);
     return process_vm_readv(pid, to, n, from, m, flags);
 }
+static ssize_t our_process_vm_writev(pid_t pid, const struct iovec *from, unsigned long n, const struct iovec *to, unsigned long m, unsigned long flags)
+{
+    MAY_FAIL(K_process_vm_writev, -1);
+    return process_vm_writev(pid, from, n, to, m, flags);
+}
 
 static int our_open(const char *path, int flags, ...)
 {
@@ -166,6 +171,7 @@ static ssize_t our_pwrite(int fd, const void *p, size_t n, off_t at)
     return pwrite(fd, p, n, at);
 }
 
+static int our_fsync(int fd) { MAY_FAIL(K_fsync, -1); return fsync(fd); }
 static int our_fallocate(int fd, int mode, off_t at, off_t n) { MAY_FAIL(K_fallocate, -1); return fallocate(fd, mode, at, n); }
 static off_t our_lseek(int fd, off_t at, int whence) { MAY_FAIL(K_lseek, -1); return lseek(fd, at, whence); }
 
@@ -259,7 +265,7 @@ static int our_pthread_create(pthread_t *thread, const pthread_attr_t *attribute
 #define OURS(name) {#name, (void *)our_##name}, {#name "64", (void *)our_##name}
 static const struct { const char *name; void *function; } ours[] = {
     OURS(mmap), OURS(munmap), OURS(mprotect), OURS(madvise), OURS(mincore), OURS(fstat), OURS(ftruncate), OURS(memfd_create), OURS(sigaction),
-    OURS(process_vm_readv), OURS(open), OURS(fcntl), OURS(pread), OURS(pwrite), OURS(fallocate), OURS(lseek), OURS(preadv2), {"preadv64v2", (void *)our_preadv2}, OURS(read),
+    OURS(process_vm_readv), OURS(process_vm_writev), OURS(fsync), OURS(open), OURS(fcntl), OURS(pread), OURS(pwrite), OURS(fallocate), OURS(lseek), OURS(preadv2), {"preadv64v2", (void *)our_preadv2}, OURS(read),
     OURS(ioctl), OURS(syscall), OURS(posix_spawn), OURS(pthread_create),
 };
 

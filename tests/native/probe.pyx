@@ -8,6 +8,7 @@ from lazymem.core.native cimport *
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.ring cimport RING_HEAD_NBYTES, RING_SLOT_NBYTES, RING_SLOTS
 from lazymem.core.region cimport LIVE, Region, region_at, region_enter, region_leave
+from lazymem.core.source cimport NativeSource
 from lazymem.core.table cimport *
 from lazymem.core.uffd cimport *
 
@@ -244,3 +245,31 @@ STATES = {"MISSING": MISSING, "FILLING": FILLING, "RESIDENT": RESIDENT, "FAILED"
 def ring_layout():
     """How the memory begins that a provider process shares: (bytes of the head, slots, bytes of a slot)"""
     return RING_HEAD_NBYTES, RING_SLOTS, RING_SLOT_NBYTES
+
+
+def store(NativeSource source not None, const unsigned char[::1] src, uint64_t offset):
+    """Write bytes back to a source. 0 or -errno."""
+    cdef int error
+    cdef const void *start = &src[0] if src.shape[0] else NULL
+    cdef uint64_t nbytes = src.shape[0]
+    with nogil:
+        error = source.source.store(source.source.ctx, start, offset, nbytes)
+    return error
+
+
+def sync(NativeSource source not None):
+    """0 or -errno; None: storing is all there is to it."""
+    cdef int error
+    if source.source.sync == NULL:
+        return None
+    with nogil:
+        error = source.source.sync(source.source.ctx)
+    return error
+
+
+def fetch(NativeSource source not None, uint64_t offset, unsigned char[::1] dst):
+    """Read bytes of a source that does not lend them. 0 or -errno."""
+    cdef int error
+    with nogil:
+        error = source.source.fetch(source.source.ctx, &dst[0], offset, dst.shape[0])
+    return error
