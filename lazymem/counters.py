@@ -25,6 +25,8 @@ class Stats:
         Faults that fetched their block; found another thread at it, or done; could not be served.
     blocks : int
         Blocks put into place, by touches, populate and prefetch alike.
+    zeroed : int
+        Of them, blocks that were known to be zeros, and not asked for; in mode "r" they take no memory.
     refilled : int
         Of them, blocks that had been in place and were dropped by somebody's madvise.
     reexposed : int
@@ -50,6 +52,7 @@ class Stats:
     joins: int
     failed: int
     blocks: int
+    zeroed: int
     refilled: int
     reexposed: int
     nblocks: int
@@ -128,7 +131,8 @@ def read_stats(memory: Memory) -> Stats:
     latency = tuple((1 << i, 1 << (i + 1), n) for i, n in enumerate(c["latency"]) if n)
     return Stats(
         name=memory.name, delivery=memory.delivery, faults=c["faults"], filled=c["filled"], joins=c["joins"],
-        failed=c["failed"], blocks=c["blocks"], refilled=c["refilled"], reexposed=c["reexposed"], nblocks=memory.nblocks,
+        failed=c["failed"], blocks=c["blocks"], zeroed=c["zeroed"], refilled=c["refilled"], reexposed=c["reexposed"],
+        nblocks=memory.nblocks,
         resident_blocks=memory.resident_blocks(),
         block_nbytes=memory.block_nbytes, nbytes=memory.nbytes, nbytes_asked=c["nbytes_asked"],
         nbytes_used=c["nbytes_used"], errors=c["errors"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,

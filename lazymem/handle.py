@@ -58,6 +58,8 @@ class ProviderRecipe(NamedTuple):
     processes : int
         How many may serve it.
     block_nbytes : int, bytes
+    stored : bytes or None
+        As `check_provider` answers.
     """
 
     pickled: bytes
@@ -68,6 +70,7 @@ class ProviderRecipe(NamedTuple):
     options: dict[str, Any]
     processes: int
     block_nbytes: int
+    stored: bytes | None
 
 
 class Region(Memory):

@@ -80,8 +80,9 @@ def make_region_over(provider: Any, traits: Traits, name: str, mode: str, option
     pickled = pickle_provider(provider)
     processes = min(read.processes, traits.processes_max or read.processes)
     recipe = ProviderRecipe(
-        pickled, traits.nbytes, identity_of(pickled, traits.nbytes), name, mode, options, processes, read.block_nbytes
-    )
+        pickled, traits.nbytes, identity_of(pickled, traits.nbytes), name, mode, options, processes, read.block_nbytes,
+        traits.stored,
+    )  # fmt: skip
     region = _make(recipe, read)
     region.alive = provider  # what it has on this side (a folder, a spool) lives as long
     return region
@@ -93,7 +94,7 @@ def _make(recipe: ProviderRecipe, options: Options) -> Region:
     setting = setting_for(options.block_nbytes, recipe.processes)
     source = ProviderSource(
         setting, recipe.pickled, recipe.nbytes, recipe.identity, recipe.processes, options.timeout_ns, deadline_ns,
-        options.retries,
+        options.retries, recipe.stored,
     )  # fmt: skip
     # Another thread's fetch of a block may take as long as all its attempts may.
     return make_region(source, recipe.mode, options._replace(timeout_ns=deadline_ns), recipe.name, recipe)

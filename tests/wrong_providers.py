@@ -48,6 +48,12 @@ class LearnsItsLengthLate(Right):
         self.nbytes = len(RIGHT)
 
 
+class StoresTooLittle(Right):
+    """Or says so."""
+
+    stored_ranges = [(0, PAGE)]  # noqa: RUF012
+
+
 class HoldsALock(Right):
     def __init__(self) -> None:
         super().__init__()

@@ -9,5 +9,6 @@ cdef enum Touched:
 cdef int region_need(Region *r, uint64_t block) noexcept nogil
 cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcept nogil
 cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil
+cdef bint region_is_zero(Region *r, uint64_t block) noexcept nogil
 cdef bint sources_nest() noexcept nogil
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil

@@ -19,7 +19,7 @@ from lazymem.core.interrupt cimport touch_may_be_ended, wait_is_over
 from lazymem.core.limit cimport account_for_files, memory_for, memory_returned
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
-from lazymem.core.place cimport place_bytes, place_shown, place_shown_again, place_woken
+from lazymem.core.place cimport place_bytes, place_shown, place_shown_again, place_unwritten, place_woken
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
@@ -162,6 +162,35 @@ cdef int _fill_direct(Region *r, uint64_t block) noexcept nogil:
     return error
 
 
+cdef bint region_is_zero(Region *r, uint64_t block) noexcept nogil:
+    """Is a block of the source known to be zeros, without a fetch? GIL: never. Blocks: as the source's `is_zero`."""
+    return r.source.is_zero != NULL and r.source.is_zero(r.source.ctx, block * r.block_nbytes, region_block_nbytes(r, block))
+
+
+cdef bint _fill_unwritten(Region *r, uint64_t block) noexcept nogil:
+    """Show zeros in place of a block that is known to be zeros, taking no memory for them.
+
+    Not where the program may write: what it takes then would be on nobody's account. Not where pages may be there.
+    Return: False it takes memory after all, `_fill_zeros`.
+    """
+    if r.writable or lm_load32(&r.words[block]) & AGAIN:
+        return False
+    return place_unwritten(r, block) == 0
+
+
+cdef int _fill_zeros(Region *r, uint64_t block) noexcept nogil:
+    """Put zeros into place that are like any other bytes from then on. Return: 0 / -errno."""
+    cdef uint64_t whole = whole_pages(region_block_nbytes(r, block))
+    cdef void *zeros = pool_take(whole)
+    cdef int error
+    if zeros == NULL:
+        return -ENOMEM
+    memset(zeros, 0, whole)
+    error = place_bytes(r, block * r.block_nbytes, <uint64_t>zeros, whole)
+    pool_give(zeros, whole)
+    return error if error else place_shown(r, block)
+
+
 cdef int _fill_pages(Region *r, uint64_t block) noexcept nogil:
     """Fetch a block and put it into place, in the way that its source allows. Return: 0 / -errno."""
     cdef int error
@@ -180,20 +209,25 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen
     cdef Thread *me
-    cdef int error = memory_for(whole)
-    if error == 0:
-        error = _fill_pages(r, block)
+    cdef bint zeros = region_is_zero(r, block), unwritten = zeros and _fill_unwritten(r, block)
+    cdef int error = 0 if unwritten else memory_for(whole)
+    if error == 0 and not unwritten:
+        error = _fill_zeros(r, block) if zeros else _fill_pages(r, block)
         if error:
             memory_returned(whole)
         if error == -EBADF:
             regions_severed()
     if error == 0:
         lm_park(b"copied")
-        lm_count(&r.held, whole)
-        if r.delivery == MPROTECT:
-            account_for_files(<int64_t>whole)
+        if not unwritten:
+            lm_count(&r.held, whole)
+            if r.delivery == MPROTECT:
+                account_for_files(<int64_t>whole)
         lm_count(&r.counters.blocks, 1)
-        lm_count(&r.counters.used, nbytes)
+        if zeros:
+            lm_count(&r.counters.zeroed, 1)
+        else:
+            lm_count(&r.counters.used, nbytes)
         publish(r, block, RESIDENT)
         lm_park(b"published")
     else:

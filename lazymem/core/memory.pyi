@@ -14,6 +14,7 @@ class Counters(TypedDict):
     blocks: int
     nbytes_asked: int
     nbytes_used: int
+    zeroed: int
     refilled: int
     reexposed: int
     eexist: int

@@ -8,9 +8,9 @@ cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
-from lazymem.core.fill cimport region_fetch, region_need
+from lazymem.core.fill cimport region_fetch, region_is_zero, region_need
 from lazymem.core.interrupt cimport operation_may_be_ended, wait_is_over
 from lazymem.core.inline cimport inline_uffd
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
@@ -423,7 +423,8 @@ cdef class Memory:
         return {
             "faults": lm_load64(&c.taken), "filled": lm_load64(&c.filled), "joins": lm_load64(&c.joined),
             "failed": lm_load64(&c.failed), "blocks": lm_load64(&c.blocks), "nbytes_asked": lm_load64(&c.asked),
-            "nbytes_used": lm_load64(&c.used), "refilled": lm_load64(&c.refilled), "eexist": lm_load64(&c.copy.eexist),
+            "nbytes_used": lm_load64(&c.used), "zeroed": lm_load64(&c.zeroed),
+            "refilled": lm_load64(&c.refilled), "eexist": lm_load64(&c.copy.eexist),
             "eagain": lm_load64(&c.copy.eagain), "reexposed": lm_load64(&self.region.exposure.reexposed), "errors": lm_load64(&self.region.errors), "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
         }
 
@@ -451,7 +452,10 @@ cdef class Memory:
                 nbytes = r.nbytes - block * r.block_nbytes
                 if nbytes > r.block_nbytes:
                     nbytes = r.block_nbytes
-                error = region_fetch(r, block, fresh)
+                if region_is_zero(r, block):
+                    memset(fresh, 0, nbytes)
+                else:
+                    error = region_fetch(r, block, fresh)
                 if error or memcmp(fresh, <void *>(r.base + block * r.block_nbytes), nbytes) != 0:
                     found = block
                     break

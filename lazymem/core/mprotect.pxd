@@ -16,6 +16,7 @@ ctypedef struct Exposure:
     uint64_t *bits         # one per block: exposed
     uint64_t *blank        # one per block: its addresses are not the file's just now, but zeros that take no memory
     uint64_t runs          # stretches of exposed blocks
+    uint64_t blank_runs    # stretches of blank ones
     uint64_t hand          # block from which the next stretch to hide is looked for
     uint64_t reexposed     # how often a block was exposed again
     Exposure *before       # in the ring of all that are live
@@ -28,7 +29,7 @@ ctypedef struct Exposure:
 cdef int mprotect_open(Exposure *e, uint64_t base, uint64_t map_nbytes, uint64_t block_nbytes, uint64_t nblocks,
                        uint32_t *words, uint32_t *exports, bint writable) noexcept nogil
 cdef int mprotect_write(Exposure *e, uint64_t at, const void *src, uint64_t nbytes) noexcept nogil
-cdef int mprotect_zeros(Exposure *e, uint64_t block) noexcept nogil
+cdef int mprotect_zeros(Exposure *e, uint64_t block, bint for_good) noexcept nogil
 cdef int mprotect_expose(Exposure *e, uint64_t block) noexcept nogil
 cdef bint mprotect_exposed(Exposure *e, uint64_t block) noexcept nogil
 cdef int mprotect_peek(Exposure *e, uint64_t at, char *dst, uint64_t nbytes) noexcept nogil

@@ -164,6 +164,7 @@ cdef uint64_t COPY_STEP_NBYTES = 1 << 20
 cdef Exposure *_ring = NULL        # the array that the hand is at
 cdef uint64_t _runs = 0            # stretches of all arrays
 cdef uint64_t _most_runs = 0       # 0: not looked yet
+cdef uint64_t _blank_runs = 0      # stretches of blocks whose addresses are not the file's: each costs as much again
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -255,20 +256,40 @@ cdef int _lay(Exposure *e, uint64_t first, uint64_t last, bint blank) noexcept n
     return 0
 
 
+cdef bint _is_blank(Exposure *e, uint64_t block) noexcept nogil:
+    return (e.blank[block >> 6] >> (block & 63)) & 1
+
+
+cdef bint _has_blank_beside(Exposure *e, uint64_t block) noexcept nogil:
+    return (block != 0 and _is_blank(e, block - 1)) or (block + 1 < e.nblocks and _is_blank(e, block + 1))
+
+
+cdef void _note_blank(Exposure *e, uint64_t block, bint blank) noexcept nogil:
+    global _blank_runs
+    cdef uint64_t grown = 1
+    if _is_blank(e, block) == blank:
+        return
+    grown -= block != 0 and _is_blank(e, block - 1)
+    grown -= block + 1 < e.nblocks and _is_blank(e, block + 1)
+    _set_bits(e.blank, block, block + 1, blank)
+    e.blank_runs += grown if blank else -grown
+    _blank_runs += grown if blank else -grown
+
+
 cdef int _lay_block(Exposure *e, uint64_t block, bint blank) noexcept nogil:
     """One block, unless it is so: fewer mappings are made do with where no more can be had."""
     cdef int error = 0, tries
-    if <bint>((e.blank[block >> 6] >> (block & 63)) & 1) == blank:
+    if _is_blank(e, block) == blank:
         return 0
     if not blank and not lm_is_file(e.fd, e.device, e.inode):
         return -EBADF
-    _set_bits(e.blank, block, block + 1, True)  # until the file surely lies there again, nobody is to believe so
+    _note_blank(e, block, True)  # until the file surely lies there again, nobody is to believe so
     for tries in range(MAKE_ROOM):
         error = _lay(e, block, block + 1, blank)
         if error != -ENOMEM or not (_hide_one(False) or _hide_one(True)):
             break
     if error == 0 and not blank:
-        _set_bits(e.blank, block, block + 1, False)
+        _note_blank(e, block, False)
     return error if error != -ENOMEM else -ENOBUFS
 
 
@@ -335,7 +356,7 @@ cdef int _expose(Exposure *e, uint64_t block) noexcept nogil:
     cdef unsigned char unused
     cdef int error, tries
     _keep_to_ours()
-    error = _lay_block(e, block, False)
+    error = 0 if _is_there(e, block) else _lay_block(e, block, False)  # zeros that are there stay without memory
     if error:
         return error
     for tries in range(MAKE_ROOM):
@@ -402,7 +423,7 @@ cdef int _write_without_file(Exposure *e, uint64_t at, const void *src, uint64_t
     """Somebody has closed our descriptor: through a second mapping, made of the first. Return, Thread: as `_write`."""
     cdef void *again
     cdef int error
-    if (e.blank[(at // e.block_nbytes) >> 6] >> (at // e.block_nbytes & 63)) & 1:
+    if _is_blank(e, at // e.block_nbytes):
         return -EBADF  # there the file is not mapped, and cannot be
     again = lm_map_again(<void *>(e.base + at), nbytes)
     if again == NULL:
@@ -459,7 +480,7 @@ cdef int mprotect_peek(Exposure *e, uint64_t at, char *dst, uint64_t nbytes) noe
     cdef uint64_t block = at // e.block_nbytes
     cdef int error = -ESHUTDOWN
     lm_exposing_enter(&before)
-    if e.live and (e.blank[block >> 6] >> (block & 63)) & 1:
+    if e.live and _is_blank(e, block):
         error = 0 if mprotect_exposed(e, block) else _protect(e, block, block + 1, PROT_READ)
         if error == 0:
             memcpy(dst, <const void *>(e.base + at), nbytes)
@@ -471,17 +492,20 @@ cdef int mprotect_peek(Exposure *e, uint64_t at, char *dst, uint64_t nbytes) noe
     return error
 
 
-cdef int mprotect_zeros(Exposure *e, uint64_t block) noexcept nogil:
+cdef int mprotect_zeros(Exposure *e, uint64_t block, bint for_good) noexcept nogil:
     """Expose zeros in place of a block, unless it is exposed. They take memory only where they are written to: not the file's.
 
-    Return: 0 / -errno. GIL: never. Blocks: as `mprotect_expose`. Thread: the claimer of the block, in a signal handler too.
+    `for_good`: the block becomes resident so; where there are many such stretches already, it is refused.
+    Return: 0; -ENOBUFS; -errno. GIL: never. Blocks: as `mprotect_expose`. Thread: the claimer of the block, in a signal handler too.
     """
     cdef sigset_t before
     cdef int error = -ESHUTDOWN
     lm_exposing_enter(&before)
     if e.live:
         error = 0
-        if not mprotect_exposed(e, block):
+        if for_good and _blank_runs >= _most_runs // 2 and not _has_blank_beside(e, block):
+            error = -ENOBUFS
+        elif not mprotect_exposed(e, block):
             _keep_to_ours()
             error = _lay_block(e, block, True)
             if error == 0:
@@ -549,12 +573,13 @@ cdef int mprotect_open(Exposure *e, uint64_t base, uint64_t map_nbytes, uint64_t
 cdef void mprotect_shut(Exposure *e) noexcept nogil:
     """From here on nothing is exposed any more; what is, the caller maps away. GIL: any. Blocks: as `mprotect_expose`. Once.
     """
-    global _ring, _runs
+    global _ring, _runs, _blank_runs
     cdef sigset_t before
     lm_exposing_enter(&before)
     if e.live:
         lm_store32(&e.live, 0)
         _runs -= e.runs
+        _blank_runs -= e.blank_runs
         e.before.after = e.after
         e.after.before = e.before
         if _ring == e:
@@ -646,10 +671,11 @@ cdef void mprotect_copy_end(Exposure *e) noexcept nogil:
 
 cdef void mprotect_forget_all() noexcept nogil:
     """In a forked child, first: none of what was exposed is here. GIL: any. Blocks: no. Thread: the only one."""
-    global _ring, _runs
+    global _ring, _runs, _blank_runs
     lm_exposing_forget()
     _ring = NULL
     _runs = 0
+    _blank_runs = 0
 
 
 cdef int mprotect_inherit(Exposure *e, bint keep) noexcept nogil:
@@ -664,6 +690,7 @@ cdef int mprotect_inherit(Exposure *e, bint keep) noexcept nogil:
     e.fd = -1
     _clear_bits(e.bits, e.nblocks)
     _clear_bits(e.blank, e.nblocks)
+    e.blank_runs = 0
     if keep:
         e.fd = e.copy_fd
         e.copy_fd = -1

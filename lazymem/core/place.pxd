@@ -4,6 +4,7 @@ from lazymem.core.region cimport Region
 
 cdef int place_bytes(Region *r, uint64_t at, uint64_t src, uint64_t nbytes) noexcept nogil
 cdef int place_zeros(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil
+cdef int place_unwritten(Region *r, uint64_t block) noexcept nogil
 cdef int place_shown(Region *r, uint64_t block) noexcept nogil
 cdef int place_shown_again(Region *r, uint64_t block) noexcept nogil
 cdef int place_shown_all(Region *r, uint64_t first, uint64_t last) noexcept nogil

@@ -37,8 +37,18 @@ cdef int place_zeros(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
     Return, GIL, Blocks, Thread: as `place_bytes`; -EEXIST a page is there, only with a userfaultfd.
     """
     if r.delivery == MPROTECT:
-        return mprotect_zeros(&r.exposure, at // r.block_nbytes)
+        return mprotect_zeros(&r.exposure, at // r.block_nbytes, False)
     return uffd_zero(r.uffd, r.base + at, nbytes)
+
+
+cdef int place_unwritten(Region *r, uint64_t block) noexcept nogil:
+    """Show zeros that take no memory in place of a block which is zeros, and nobody may write to.
+
+    Return: 0; -errno, and a copy of zeros will do (-EEXIST, -ENOBUFS), or say why not. GIL, Blocks, Thread: as `place_bytes`.
+    """
+    if r.delivery == MPROTECT:
+        return mprotect_zeros(&r.exposure, block, True)
+    return uffd_zero(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
 
 
 cdef int place_shown(Region *r, uint64_t block) noexcept nogil:

@@ -41,6 +41,8 @@ ctypedef struct Asking:
     uint64_t timeout_ns    # of an attempt
     uint64_t deadline_ns   # of a fetch
     uint32_t retries
+    const uint64_t *stored # where bytes are stored, if that is known: start, stop, start, stop, ... ascending, never touching
+    uint64_t stored_count  # of such pairs; everything else is zeros
     uint64_t typical_ns    # how long an answer takes, while that is short
     uint64_t attempts      # made
     uint64_t lost          # that went down with a process and were not counted

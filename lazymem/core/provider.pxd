@@ -14,4 +14,5 @@ cdef class ProviderSource(NativeSource):
     cdef Asking *_asking
     cdef readonly Setting setting
     cdef readonly bytes pickled
+    cdef readonly bytes stored
     cdef bint _closed

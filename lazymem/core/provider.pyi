@@ -19,6 +19,7 @@ class Setting:
 class ProviderSource(NativeSource):
     setting: Setting
     pickled: bytes
+    stored: bytes | None
     identity: int
     processes: int
     attempts: int
@@ -33,6 +34,7 @@ class ProviderSource(NativeSource):
         timeout_ns: int,
         deadline_ns: int,
         retries: int,
+        stored: bytes | None,
     ) -> None: ...
 
 def process_ids() -> list[int]: ...

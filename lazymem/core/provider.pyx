@@ -99,6 +99,19 @@ cdef class Setting:
             lm_spawn_release(&self._spawn)
 
 
+cdef bint _is_unstored(void *ctx, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Source.is_zero of a provider that said where it has bytes: without asking it. GIL: never. Blocks: no."""
+    cdef Asking *a = <Asking *>ctx
+    cdef uint64_t low = 0, high = a.stored_count, middle
+    while low < high:  # the first range that ends behind `offset`
+        middle = (low + high) // 2
+        if a.stored[2 * middle + 1] <= offset:
+            low = middle + 1
+        else:
+            high = middle
+    return low == a.stored_count or a.stored[2 * low] >= offset + nbytes
+
+
 @cython.no_gc_clear  # a fetch may be running in it
 cdef class ProviderSource(NativeSource):
     """A pickled provider, asked in processes.
@@ -113,10 +126,12 @@ cdef class ProviderSource(NativeSource):
         How many may serve it at a time.
     timeout_ns, deadline_ns, retries : int
         Of an attempt; of all attempts at a block; how many after the first.
+    stored : bytes or None
+        Where bytes are stored, all else being zeros: uint64 starts and stops by turns, ascending. None: not known.
     """
 
     def __cinit__(self, Setting setting not None, bytes pickled not None, uint64_t nbytes, uint64_t identity,
-                  uint32_t processes, uint64_t timeout_ns, uint64_t deadline_ns, uint32_t retries):
+                  uint32_t processes, uint64_t timeout_ns, uint64_t deadline_ns, uint32_t retries, bytes stored):
         global _ids
         cdef Asking *a = <Asking *>calloc(1, sizeof(Asking))
         if a == NULL:
@@ -139,6 +154,11 @@ cdef class ProviderSource(NativeSource):
         a.timeout_ns = timeout_ns
         a.deadline_ns = deadline_ns
         a.retries = retries
+        if stored is not None:
+            self.stored = stored
+            a.stored = <const uint64_t *><const char *>stored
+            a.stored_count = len(stored) // (2 * sizeof(uint64_t))
+            self.source.is_zero = _is_unstored
         self.source.borrow = asking_borrow
         self.source.give_back = asking_give_back
         self.source.ctx = a

@@ -32,6 +32,7 @@ ctypedef struct Counters:
     uint64_t blocks      # fills, whoever asked
     uint64_t asked       # bytes asked of the source
     uint64_t used        # bytes of them that were put into the region
+    uint64_t zeroed      # blocks known to be zeros, and not asked for
     uint64_t refilled    # blocks resident in the table and absent in the kernel
     CopyCounts copy
     uint64_t latency[BUCKETS]

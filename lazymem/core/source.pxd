@@ -13,12 +13,16 @@ ctypedef int (*store_t)(void *ctx, const void *src, uint64_t offset, uint64_t nb
 # What was stored is safe now, as far as the source can make it (a file: fsync). 0 / -errno. GIL: never.
 ctypedef int (*sync_t)(void *ctx) noexcept nogil
 
+# Are these bytes known to be zeros, so that nobody needs to fetch them? No is always right. GIL: never.
+ctypedef bint (*is_zero_t)(void *ctx, uint64_t offset, uint64_t nbytes) noexcept nogil
+
 ctypedef struct Source:
     fetch_t fetch
     borrow_t borrow      # not NULL: instead of fetch. It asks again by itself, and there is room for whole pages
     give_back_t give_back
     store_t store        # NULL: nothing can be written
     sync_t sync          # NULL: storing is all there is to it
+    is_zero_t is_zero    # NULL: never known
     void *ctx
     const char *direct   # not NULL: the bytes lie in memory already and are copied from there, without a fetch
     bint may_block       # a handler thread hands the reading on before it runs this; others say themselves when they would wait
@@ -34,6 +38,7 @@ ctypedef struct File:
     int64_t nbytes       # of the file when it was opened
     int64_t mtime_ns
     bint writable        # we write to it, and others may: its mtime says nothing
+    int holes_fd         # where it has holes: an open file of our own, whose position nobody else has; -1 none
 
 cdef class NativeSource:
     cdef Source source

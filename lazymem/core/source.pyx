@@ -17,6 +17,7 @@ cdef extern from *:
     #include <sys/stat.h>
     #include <unistd.h>
     #include <errno.h>
+    #include <fcntl.h>
     #include <limits.h>
     #include <stdint.h>
     #include <stdio.h>
@@ -30,6 +31,22 @@ cdef extern from *:
     {
         struct iovec to = {dst, nbytes};
         return preadv2(fd, &to, 1, offset, RWF_NOWAIT);
+    }
+    /* Another open file of the same inode, whether or not it still has a name; -1: there is none to be had, or no hole in it. */
+    static inline int lm_open_for_holes(int fd)
+    {
+        char link[32];
+        struct stat s;
+        if (fstat(fd, &s) || (int64_t)s.st_blocks * 512 >= s.st_size)
+            return -1;
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        return open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    }
+    /* Is all of [at, end) a hole? Moves the file's position. */
+    static inline int lm_is_hole(int fd, int64_t at, int64_t end)
+    {
+        off_t bytes_from = lseek(fd, at, SEEK_DATA);
+        return bytes_from < 0 ? errno == ENXIO : bytes_from >= end;
     }
     static inline int lm_stamp(int fd, uint64_t *device, uint64_t *inode, int64_t *nbytes, int64_t *mtime_ns)
     {
@@ -56,6 +73,8 @@ cdef extern from *:
     }
     """
     int lm_stamp(int fd, uint64_t *device, uint64_t *inode, int64_t *nbytes, int64_t *mtime_ns) noexcept nogil
+    int lm_open_for_holes(int fd) noexcept nogil
+    bint lm_is_hole(int fd, int64_t at, int64_t end) noexcept nogil
     char *lm_path_of(int fd) noexcept nogil
     ssize_t lm_pread_now(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
     ssize_t pread(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
@@ -213,6 +232,25 @@ cdef int _store_memory(void *ctx, const void *src, uint64_t offset, uint64_t nby
     return lm_copy_to(<char *>view.buf + offset, src, nbytes)
 
 
+cdef bint _is_hole(void *ctx, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Source.is_zero of a sparse file, as it was opened: of one that has changed nothing is known, and the read says so.
+
+    By a descriptor of our own: lseek(2) moves the position of an open file, and the user may read from the one that we were given.
+    The stamp is looked at afterwards, as with a read.
+    GIL: never. Blocks: where the file system must look on the disk for where its bytes lie.
+    """
+    cdef File *file = <File *>ctx
+    cdef int fd = file.holes_fd
+    cdef uint64_t device = 0, inode = 0
+    cdef int64_t size_nbytes = 0, mtime_ns = 0
+    if not _is_ours(file, fd):  # somebody closed it: a stranger's position must not move either
+        return False
+    if not lm_is_hole(fd, <int64_t>(file.start + offset), <int64_t>(file.start + offset + nbytes)):
+        return False
+    return (lm_stamp(fd, &device, &inode, &size_nbytes, &mtime_ns) == 0 and
+            _is_as_opened(file, device, inode, size_nbytes, mtime_ns))
+
+
 cdef class NativeSource:
     """A source as the core sees it.
 
@@ -294,7 +332,7 @@ cdef class FileSource(NativeSource):
     """
 
     def __cinit__(self, int fd, uint64_t start, uint64_t nbytes, bint writable=False):
-        self._file.fd = -1
+        self._file.fd = self._file.holes_fd = -1
         cdef int err = lm_stamp(fd, &self._file.device, &self._file.inode, &self._file.nbytes, &self._file.mtime_ns)
         if err:
             raise OSError(-err, f"fstat of descriptor {fd}")
@@ -305,10 +343,13 @@ cdef class FileSource(NativeSource):
         self._file.start = start
         self._file.length = nbytes
         self._file.writable = writable
+        self._file.holes_fd = lm_open_for_holes(fd)
         self.kind = "file"
         self.nbytes = nbytes
         self.stamp = (self._file.nbytes, self._file.mtime_ns)
         self.source.fetch = _fetch_file
+        if self._file.holes_fd >= 0:
+            self.source.is_zero = _is_hole
         self.source.ctx = &self._file
         self.source.leaf = True
         if writable:
@@ -319,11 +360,13 @@ cdef class FileSource(NativeSource):
         if _is_ours(&self._file, self._file.fd):
             close(self._file.fd)
         self._file.fd = -1
+        if _is_ours(&self._file, self._file.holes_fd):
+            close(self._file.holes_fd)
+        self._file.holes_fd = -1
         return 0
 
     def __dealloc__(self):
-        if _is_ours(&self._file, self._file.fd):
-            close(self._file.fd)
+        self.close()
         free(self._file.path)
 
 

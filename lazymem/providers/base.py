@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from lazymem.options import BLOCK_MAX_NBYTES
@@ -25,6 +27,14 @@ class Provider:
         False: `read_into` is called by one thread of a process at a time.
     processes_max : int or None
         In how many processes it may run at once; None: in as many as the user asks for.
+    stored_ranges : iterable of (int, int), bytes, or None
+        Where it has bytes, (start, stop) each, in any order: everything else is `fill_value`. Read once, when the array is
+        made, in the user's process. None: it does not know. Blocks without a stored byte are then never asked for, and where
+        the array is read-only they take no memory. A block of which a part is stored is asked for whole: `read_into` gives
+        `fill_value` there too.
+    fill_value : number, numpy scalar, bytes or None
+        What is not stored, element by element. Only zeros (0, False, 0.0, numpy.float32(0), b"\\0") are put into place without
+        asking: with any other value, or None, `stored_ranges` is not looked at, and `read_into` is asked for everything.
 
     Examples
     --------
@@ -37,12 +47,34 @@ class Provider:
     ...         out[:] = np.arange(first, first + out.size) ** 2
     >>> check_provider(Squares()).nbytes
     8000000000
+
+    A store of which only some parts have ever been written:
+
+    >>> class Parts(Provider):
+    ...     fill_value = 0
+    ...     def __init__(self, nbytes, parts):
+    ...         self.nbytes, self.parts = nbytes, parts
+    ...     @property
+    ...     def stored_ranges(self):
+    ...         return [(start, start + len(part)) for start, part in self.parts.items()]
+    ...     def read_into(self, buffer, offset):
+    ...         buffer[:] = bytes(len(buffer))
+    ...         for start, part in self.parts.items():
+    ...             low, high = max(start, offset), min(start + len(part), offset + len(buffer))
+    ...             if low < high:
+    ...                 buffer[low - offset : high - offset] = part[low - start : high - start]
+    >>> import lazymem as lm
+    >>> a = lm.from_provider(Parts(10**12, {5 * 10**11: b"here"}))
+    >>> int(a[: 10**9].max()), bytes(a[5 * 10**11 : 5 * 10**11 + 4])
+    (0, b'here')
     """
 
     nbytes: int
     block_nbytes: int | None = None
     concurrent: bool = True
     processes_max: int | None = None
+    stored_ranges: Iterable[tuple[int, int]] | None = None
+    fill_value: Any = 0
 
     def open(self) -> None:
         """Make what belongs to a process. Called once in each, before anything is read; what it raises fails the read."""
@@ -86,12 +118,20 @@ class Provider:
 
 
 class Traits(NamedTuple):
-    """What a provider says of itself, checked: the attributes of `Provider` that are no methods."""
+    """What a provider says of itself, checked: the attributes of `Provider` that are no methods.
+
+    Attributes
+    ----------
+    stored : bytes or None
+        Where it has bytes, everything else being zeros: uint64 starts and stops by turns, ascending, never touching. None: not
+        known, or not zeros.
+    """
 
     nbytes: int
     block_nbytes: int | None
     concurrent: bool
     processes_max: int | None
+    stored: bytes | None = None
 
 
 def check_provider(provider: Any) -> Traits:
@@ -139,7 +179,42 @@ def check_provider(provider: Any) -> Traits:
     processes_max = getattr(provider, "processes_max", None)
     if processes_max is not None:
         processes_max = _integer(processes_max, f"{name}.processes_max", 1, 1 << 30)
-    return Traits(nbytes, block_nbytes, concurrent, processes_max)
+    ranges = getattr(provider, "stored_ranges", None)
+    stored = None
+    if ranges is not None and _is_zeros(getattr(provider, "fill_value", 0)):
+        stored = _sorted_ranges(ranges, nbytes, f"{name}.stored_ranges")
+    return Traits(nbytes, block_nbytes, concurrent, processes_max, stored)
+
+
+def _is_zeros(value: Any) -> bool:
+    """Has an element of this value no byte but zeros? -0.0 has one."""
+    import numpy as np
+
+    element = np.asarray(value)
+    return element.dtype != object and not any(element.tobytes())
+
+
+def _sorted_ranges(ranges: Any, nbytes: int, what: str) -> bytes:
+    """Ranges in order, those that touch or overlap made one, as `Traits.stored`."""
+    if callable(ranges) or not isinstance(ranges, Iterable):
+        raise TypeError(f"{what} is {ranges!r}: make it an attribute or a property, pairs of start and stop in bytes")
+    pairs = []
+    for pair in ranges:
+        try:
+            start, stop = pair
+        except (TypeError, ValueError):
+            raise TypeError(f"{what} has {pair!r}: give pairs of start and stop in bytes") from None
+        start = _integer(start, f"{what}: start", 0, nbytes)
+        pairs.append((start, _integer(stop, f"{what}: stop of {start}", start, nbytes)))
+    merged = array("Q")
+    for start, stop in sorted(pairs):
+        if start == stop:
+            continue
+        if merged and start <= merged[-1]:
+            merged[-1] = max(merged[-1], stop)
+        else:
+            merged.extend((start, stop))
+    return merged.tobytes()
 
 
 def _integer(value: Any, what: str, least: int, most: int) -> int:

@@ -23,7 +23,7 @@ class Wrapper(Provider):
     """
 
     def __init__(self, provider: Any) -> None:
-        self.nbytes, self.block_nbytes, self.concurrent, self.processes_max = check_provider(provider)
+        self.nbytes, self.block_nbytes, self.concurrent, self.processes_max, _ = check_provider(provider)
         self.provider = provider
 
     def __repr__(self) -> str:

@@ -156,6 +156,25 @@ class ProviderContract:
         for how, other in found.items():
             assert bool(stamp == other), f"stamp() is {stamp!r}, but {how} it is {other!r}: the bytes are the same"
 
+    @limited
+    def test_it_stores_what_is_not_zero(self) -> None:
+        """Outside of `stored_ranges` everything is zeros, if `fill_value` is: nobody will ask it for that."""
+        provider = self.make_provider()
+        traits = check_provider(provider)
+        if traits.stored is None:
+            return
+        edges = np.frombuffer(traits.stored, "u8").tolist()
+        again = np.frombuffer(check_provider(_copy(provider)).stored or b"", "u8").tolist()
+        assert again == edges, f"a copy of it (by pickle) has other stored_ranges: {again[:8]}..., not {edges[:8]}..."
+        with _opened(provider):
+            gaps = list(zip([0, *edges[1::2]], [*edges[::2], traits.nbytes], strict=True))
+            for start, stop in [*gaps[:8], *gaps[-8:]]:
+                for offset in {start, max(start, stop - _USUAL_NBYTES)}:
+                    nbytes = min(stop - offset, _USUAL_NBYTES)
+                    right = self.expected(offset, nbytes)
+                    where = f"bytes {start}..{stop} are in no range of stored_ranges, fill_value being zeros"
+                    assert not any(right), f"{where}, and are something else"
+
     # ------------------------------------------------------------------------------------------------------------------
     # What it writes
 
