@@ -12,7 +12,7 @@ from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
-    from lazymem.asking import check, close, is_lazy, populate, prefetch, region, residency, stats
+    from lazymem.asking import check, close, flush, is_lazy, populate, prefetch, region, residency, stats
     from lazymem.guards import guard
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
@@ -27,6 +27,7 @@ else:
         Region,
         check,
         close,
+        flush,
         from_fill,
         from_function,
         from_generator,
@@ -55,6 +56,7 @@ __all__ = [
     "__version__",
     "check",
     "close",
+    "flush",
     "from_fill",
     "from_function",
     "from_generator",

@@ -228,15 +228,46 @@ def check(x: Any) -> None:
             raise failed
 
 
-def close(x: Any) -> None:
-    """Take an array's memory and file descriptor away now.
+def flush(x: Any) -> None:
+    """Write back what was written to x, and have its source make it safe: fsync for a file, a provider's own `flush`.
+
+    What was flushed survives the end of the process, however it ends. Of what was not, any page may have been written back or
+    not, each wholly old or wholly new; pages are not written in the order in which they were changed.
+
+    Parameters
+    ----------
+    x : LazyArray, or a view, plain array, torch tensor or buffer of one
+        All blocks are flushed from the one that its first byte lies in to that of its last.
+
+    Raises
+    ------
+    PageError
+        A block could not be written back. What was written to it stays in memory, and is tried again by the next flush.
+    ValueError
+        Ordinary memory, or a closed array.
+
+    Notes
+    -----
+    In modes "r" and "c", and in a forked child, there is nothing to be written back. Blocks: until the source has it. GIL:
+    released meanwhile. What other threads write while it runs may be written back or not.
+    """
+    owner, low, high = _need(x)
+    owner.flush(low, high)
+
+
+def close(x: Any, discard: bool = False) -> None:
+    """Take an array's memory and file descriptor away now; what was written in modes "r+" and "w+" is flushed first.
 
     Parameters
     ----------
     x : LazyArray or Region
+    discard : bool
+        Flush nothing: what was written since the last flush is lost, as far as it has not been written back.
 
     Raises
     ------
+    PageError
+        A block could not be written back. The array stays open: nothing is lost, and close may be tried again.
     BufferError
         Views or exported buffers of it are alive; their number is named.
     TypeError
@@ -245,8 +276,8 @@ def close(x: Any) -> None:
     Notes
     -----
     Afterwards operations on it raise ValueError, and touching its memory otherwise ends the process, with a message. Closing
-    twice is fine. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
+    twice is fine. Blocks: to flush; until running fetches end, at most 5 s. GIL: released meanwhile.
     """
     if not isinstance(x, (Region, LazyArray)):
         raise TypeError(f"close({type(x).__name__}): give the LazyArray that a constructor returned, or its region")
-    x.close()
+    x.close(discard=discard)

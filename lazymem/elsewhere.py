@@ -37,9 +37,10 @@ def is_lazy(x: Any) -> bool:
 
 
 open = memmap = from_provider = from_function = from_fill = from_generator = get_include = _refuse
-populate = prefetch = region = residency = stats = close = check = guard = _refuse
+populate = prefetch = region = residency = stats = close = check = flush = guard = _refuse
 
 __all__ = [
-    "CFunction", "LazyArray", "Region", "check", "close", "from_fill", "from_function", "from_generator", "from_provider",
-    "get_include", "guard", "is_lazy", "memmap", "open", "populate", "prefetch", "region", "residency", "stats",
+    "CFunction", "LazyArray", "Region", "check", "close", "flush", "from_fill", "from_function", "from_generator",
+    "from_provider", "get_include", "guard", "is_lazy", "memmap", "open", "populate", "prefetch", "region", "residency",
+    "stats",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazymem.core import inline
 from lazymem.core.memory import Memory
+from lazymem.errors import PageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,14 +91,14 @@ class Region(Memory):
     kernel_faults : bool
         Do system calls wait for absent pages? Else they get EFAULT.
     mode : str
-        "r" or "c".
+        "r", "c", "r+" or "w+"; in a forked child "c" instead of the latter two.
     filename : str or None
     offset : int, bytes
         Of the array in that file.
     closed : bool
     """
 
-    mode: str
+    asked_mode: str
     filename: str | None
     offset: int
     recipe: Recipe | ProviderRecipe | str
@@ -114,6 +115,10 @@ class Region(Memory):
         self._root = None
         self._array = None
         self._root_references = 0
+
+    @property
+    def mode(self) -> str:
+        return "c" if self.asked_mode in ("r+", "w+") and not self.writes_back else self.asked_mode
 
     def remember(self, root: np.ndarray[Any, Any], array: LazyArray) -> None:
         """Note root and array. The caller lets go of the root, then calls `calibrate`."""
@@ -147,11 +152,20 @@ class Region(Memory):
         arrays, references = self._left(closing)
         return self.arrays - arrays + max(0, self.references(self._root) - references)
 
-    def close(self, closing: LazyArray | None = None) -> None:
-        """Take the memory and the file descriptor away now.
+    def close(self, closing: LazyArray | None = None, *, discard: bool = False) -> None:
+        """Take the memory and the file descriptor away now; what was written is flushed first.
+
+        Parameters
+        ----------
+        closing : LazyArray, optional
+            As `views` takes it.
+        discard : bool
+            Flush nothing: what was written since the last flush is lost.
 
         Raises
         ------
+        PageError
+            A block could not be written back; the array stays open, and nothing is lost.
         BufferError
             Views or exported buffers are alive; their number is named. An operation that another thread is in counts.
         TimeoutError
@@ -160,10 +174,12 @@ class Region(Memory):
         Notes
         -----
         Afterwards operations on the array raise ValueError. Touching its memory, by a pointer that somebody kept, ends the
-        process by SIGSEGV, with a message. Blocks: until running fetches end, at most 5 s. GIL: released meanwhile.
+        process by SIGSEGV, with a message. Blocks: to flush; until running fetches end, at most 5 s. GIL: released meanwhile.
         """
         if self.closed:
             return
+        if not discard:
+            self._flush_to_close()
         inline.take_signals(segv=True)
         arrays, references = self._left(closing)
         while not self.end(self._root, references, arrays):
@@ -174,6 +190,15 @@ class Region(Memory):
                 )
                 verb = "is" if views + exports == 1 else "are"
                 raise BufferError(f"array {self.name!r} cannot be closed: {alive} of it {verb} alive")
+
+    def _flush_to_close(self) -> None:
+        try:
+            self.flush(0, self.nbytes)
+            if self.dirty(0, self.nbytes):  # another thread has written meanwhile; one that never stops is not waited for
+                self.flush(0, self.nbytes)
+        except PageError as error:
+            error.strerror = f"{error.strerror}; it stays open: lazymem.close(a, discard=True) gives up what is not written"
+            raise
 
     def stats(self) -> Stats:
         """Its counters now. Blocks: no. GIL: kept."""

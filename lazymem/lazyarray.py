@@ -54,7 +54,7 @@ class LazyArray(core.LazyBase):
       the middle of an access to memory: the process ends, by SIGBUS, with a message that names array, block and cause.
       `lazymem.populate` fetches beforehand, and raises.
     - It pickles as a recipe (file, stamp, shape), not as its bytes; a plain view of it pickles as numpy does, its bytes.
-    - `with lazymem.open(path) as a:` closes it at the end.
+    - `with lazymem.open(path) as a:` closes it at the end, and flushes it before.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class LazyArray(core.LazyBase):
     offset : int, bytes
         Of the array in the file, as numpy.memmap's.
     mode : str
-        "r" or "c", as numpy.memmap's.
+        "r", "c", "r+" or "w+", as numpy.memmap's; in a forked child "c" instead of the latter two: writes are private there.
     """
 
     __slots__ = ()
@@ -84,13 +84,17 @@ class LazyArray(core.LazyBase):
         return owner.mode if owner is not None else None
 
     def flush(self) -> None:
-        """Do nothing, as numpy.memmap does in modes "r" and "c": private changes are written nowhere."""
+        """`lazymem.flush(self)`; of ordinary memory, nothing."""
+        owner = _owner(self)
+        if owner is not None and owner.writes_back:
+            low, high = core.bounds(self)
+            owner.flush(low - owner.address, high - owner.address)
 
-    def close(self) -> None:
-        """`lazymem.close(self)`."""
+    def close(self, discard: bool = False) -> None:
+        """`lazymem.close(self, discard)`."""
         owner = _owner(self)
         if owner is not None:
-            owner.close(self)
+            owner.close(self, discard=discard)
 
     def __enter__(self) -> LazyArray:
         return self

@@ -18,8 +18,9 @@ from lazymem.core.mprotect import most_mappings
 from lazymem.core.source import NativeSource
 from lazymem.handle import ProviderRecipe, Recipe, Region
 from lazymem.lazyarray import LazyArray
-from lazymem.options import Options
+from lazymem.options import Options, writes_back
 from lazymem.sigowner import own_signals
+from lazymem.writing import flush_at_exit
 
 # What the ways to a userfaultfd answer where there is none to be had: seccomp filters, old kernels, gVisor, ordinary users.
 _NONE_HERE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENODEV, errno.ENXIO)
@@ -106,9 +107,9 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
     own_signals(segv=options.delivery == "mprotect")
     _first_array()
     region = Region(
-        source, options.block_nbytes, delivery, mode == "c", name, options.timeout_ns, options.retries
+        source, options.block_nbytes, delivery, mode != "r", name, options.timeout_ns, options.retries, writes_back(mode)
     )
-    region.mode = mode
+    region.asked_mode = mode
     region.take_kernel_faults(kernel_faults)
     # Those that wait for another process need no core of their own.
     at_once = options.threads if source.kind == "provider" else min(options.threads, len(os.sched_getaffinity(0)))
@@ -116,6 +117,8 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
     region.recipe = recipe
     region.filename = None
     region.offset = 0
+    if writes_back(mode):
+        flush_at_exit(region)
     return region
 
 

@@ -44,16 +44,26 @@ def nbytes(value: Any, name: str) -> int:
 
 
 def mode_of(mode: Any) -> str:
-    """Read a mode, in numpy's short or long form, as "r" or "c"."""
+    """Read a mode, in numpy's short or long form, as "r", "c", "r+" or "w+"."""
     if not isinstance(mode, str) or mode not in _MODES:
         raise ValueError(f"mode={mode!r}: give one of {', '.join(repr(m) for m in _MODES)}")
-    short = _MODES[mode]
-    if short in ("r+", "w+"):
-        raise NotImplementedError(
-            f"mode={mode!r}: this version does not write back; 'c' keeps writes private, 'r' forbids them. "
-            "For writing to a local file use numpy.memmap."
-        )
-    return short
+    return _MODES[mode]
+
+
+def writes_back(mode: str) -> bool:
+    """Does what is written to an array of this mode, as `mode_of` says it, go back to its source?"""
+    return mode in ("r+", "w+")
+
+
+def nothing_to_create(mode: str, what: str) -> None:
+    """Refuse "w+" where there is no file to be made.
+
+    Raises
+    ------
+    ValueError
+    """
+    if mode == "w+":
+        raise ValueError(f"mode='w+' makes a file, and {what} is none; 'r+' writes to what is there")
 
 
 class Options(NamedTuple):

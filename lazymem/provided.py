@@ -11,8 +11,8 @@ from lazymem.formats.layout import Layout, dtype_of, offset_of, order_of, shape_
 from lazymem.handle import ProviderRecipe, Region
 from lazymem.lazyarray import LazyArray
 from lazymem.making import make_array, make_region, settle
-from lazymem.options import Options, mode_of, read_options
-from lazymem.providers.base import Traits, check_provider
+from lazymem.options import Options, mode_of, nothing_to_create, read_options, writes_back
+from lazymem.providers.base import Traits, check_provider, takes_back
 from lazymem.providers.pickled import identity_of, pickle_provider
 from lazymem.providers.processes import setting_for
 
@@ -74,9 +74,20 @@ def make_region_over(provider: Any, traits: Traits, name: str, mode: str, option
         As `check_provider` answered.
     name, mode, options
         As `lay_over` takes them.
+
+    Raises
+    ------
+    ValueError
+        A mode that writes, and the provider takes nothing back.
     """
     read = read_options(options, traits.block_nbytes or BLOCK_NBYTES)
     mode = mode_of(mode)
+    nothing_to_create(mode, type(provider).__name__)
+    if writes_back(mode) and not takes_back(provider):
+        raise ValueError(
+            f"mode={mode!r}: {type(provider).__name__} has no write_from(buffer, offset), so nothing can be written to it; "
+            "'c' keeps what is written private"
+        )
     pickled = pickle_provider(provider)
     processes = min(read.processes, traits.processes_max or read.processes)
     recipe = ProviderRecipe(
@@ -94,7 +105,7 @@ def _make(recipe: ProviderRecipe, options: Options) -> Region:
     setting = setting_for(options.block_nbytes, recipe.processes)
     source = ProviderSource(
         setting, recipe.pickled, recipe.nbytes, recipe.identity, recipe.processes, options.timeout_ns, deadline_ns,
-        options.retries, recipe.stored,
+        options.retries, None if writes_back(recipe.mode) else recipe.stored, writes_back(recipe.mode),
     )  # fmt: skip
     # Another thread's fetch of a block may take as long as all its attempts may.
     return make_region(source, recipe.mode, options._replace(timeout_ns=deadline_ns), recipe.name, recipe)

@@ -331,17 +331,6 @@ def test_modes(raw, mode):
         lm.memmap(raw, mode=mode)
 
 
-@pytest.mark.parametrize("mode", ["r+", "w+", "readwrite", "write"])
-def test_modes_that_are_not_yet(raw, mode):
-    for make in (
-        lambda: lm.open(raw, mode, dtype="u1"),
-        lambda: lm.memmap(raw, mode=mode),
-        lambda: lm.from_provider(b"abc", mode=mode),
-    ):
-        with _raises(NotImplementedError, "mode=", "'c'"):
-            make()
-
-
 # --- memory
 
 

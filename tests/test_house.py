@@ -25,7 +25,7 @@ FLOORS = {
     "lazymem.system": 12, "lazymem.options": 12, "lazymem.counters": 12, "lazymem.sigowner": 12,
     "lazymem.guards": 12,
     "lazymem.formats": 13, "lazymem.handle": 13,
-    "lazymem.providers": 14, "lazymem.lazyarray": 14,
+    "lazymem.providers": 14, "lazymem.lazyarray": 14, "lazymem.writing": 14,
     "lazymem.recipes": 15, "lazymem.asking": 15, "lazymem.making": 15,
     "lazymem.provided": 16, "lazymem.urls": 17,
     "lazymem.arrays": 18, "lazymem.functions": 18, "lazymem.elsewhere": 18,

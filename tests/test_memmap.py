@@ -117,13 +117,6 @@ def test_what_is_refused(path, given):
     assert any(str(v) in str(caught.value) or "raw.bin" in str(caught.value) for v in given.values())
 
 
-@pytest.mark.parametrize("mode", ["r+", "w+", "readwrite", "write"])
-def test_writing_modes_say_what_to_use(path, mode):
-    with pytest.raises(NotImplementedError, match=r"numpy\.memmap"):
-        lm.memmap(path, mode=mode)
-    assert os.path.getsize(path) == SIZE
-
-
 def test_an_empty_file(folder):
     """numpy.memmap refuses it; an array of nothing is none the less one."""
     (folder / "empty").touch()

@@ -508,6 +508,8 @@ cdef class Memory:
         cdef Region *r = self.region
         cdef uint64_t block = 0, last = min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)
         cdef int error = 0
+        cdef Thread *me = thread_self()
+        cdef bint called_off = True, ends
         if not self.writes_back:
             return
         if lm_load32(&r.status) != LIVE:
@@ -515,15 +517,23 @@ cdef class Memory:
         if stop <= start:
             return
         lm_add32(&r.users, 1)
-        with nogil:
-            for block in range(start // r.block_nbytes, last):
-                if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY):
-                    error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
-                                           region_block_nbytes(r, block))
-                    if error:
-                        break
-            if error == 0 and r.source.sync != NULL:
-                error = r.source.sync(r.source.ctx)
+        while called_off:
+            ends = me != NULL and operation_may_be_ended(me)
+            with nogil:
+                for block in range(start // r.block_nbytes, last):
+                    if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY):
+                        error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
+                                               region_block_nbytes(r, block))
+                        if error:
+                            break
+                if error == 0 and r.source.sync != NULL:
+                    error = r.source.sync(r.source.ctx)
+            called_off = ends and wait_is_over(me) and error == -EINTR
+            try:
+                PyErr_CheckSignals()
+            except BaseException:
+                lm_sub32(&r.users, 1)
+                raise
         lm_sub32(&r.users, 1)
         if error:
             made = error_of(r, block, -error, True)

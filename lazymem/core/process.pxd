@@ -17,6 +17,9 @@ cdef enum:
     PROCESSES_MAX = 16     # of one set
     TEXTS = 4
 
+cdef enum:
+    ABOUT_ALL = 0xffffffffffffffff   # a text's offset that is no block's
+
 # The life of one place in a set of processes, in a word (process.pyx).
 ctypedef uint32_t Place
 
@@ -29,6 +32,7 @@ ctypedef struct Asking:
     # What a fault needs to ask for a provider's bytes.
     uint64_t id            # never reused
     uint64_t identity      # of the array: the same in every process that has it
+    uint64_t nbytes        # of the provider
     const char *pickle
     uint64_t pickle_nbytes
     lm_spawn *spawn
@@ -51,6 +55,8 @@ ctypedef struct Asking:
 
 cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes, uint64_t *loan) noexcept nogil
 cdef void asking_give_back(void *ctx, uint64_t loan) noexcept nogil
+cdef int asking_store(void *ctx, const void *src, uint64_t offset, uint64_t nbytes) noexcept nogil
+cdef int asking_sync(void *ctx) noexcept nogil
 cdef int process_start(lm_spawn *spawn, uint64_t block_nbytes, uint64_t spin_ns, Place *place) noexcept nogil
 cdef void process_end(Place *place) noexcept nogil
 cdef void provider_forget(Asking *asking) noexcept nogil

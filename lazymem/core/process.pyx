@@ -17,6 +17,9 @@ An attempt ends in one of these ways:
     nothing was answered for so long  the process is killed; those that were running stall it: asked again, not counted
     the process died before it began, or was killed for another's sake     asked again, not counted
 
+What is stored is asked for in the same way, and ends so, with one difference: a process that is at it is never left to itself. It would write
+bytes over newer ones, some time later; so it is killed, and has ended before anybody stores again.
+
 A provider that is to blame, or may be, has processes of its own from then on. The attempts of one fetch end at its deadline.
 
 All of it runs on the path of a fault: no malloc, lock, or Python; posix_spawn is prepared (process.h).
@@ -77,6 +80,7 @@ cdef enum Why:
     WHY_ENDED = 3          # nobody needs it
 
 cdef uint64_t START_NS = 30000000000  # in which a process is ready, or never will be
+cdef uint64_t END_NS = 1000000000    # in which a killed process ends, unless the kernel holds on to it
 cdef uint64_t SLACK_NS = 1000000000  # how late a thread may come back that waited until its deadline
 
 cdef Ring _rings[RINGS]
@@ -325,8 +329,10 @@ cdef void _say_text(Asking *a, uint64_t offset, const char *text) noexcept nogil
     _say(a, offset, text, strlen(text))
 
 
-cdef void _say_last_words(Asking *a, uint64_t offset, Ring *ring, bint ready) noexcept nogil:
-    if ready:
+cdef void _say_last_words(Asking *a, uint64_t offset, const Request *request, Ring *ring, bint ready) noexcept nogil:
+    if ready and request.ask in (ASK_STORE, ASK_SYNC):
+        _say_text(a, offset, b"the provider process ended while it was writing (os._exit, a crash, a kill?)")
+    elif ready:
         _say_text(a, offset, b"the provider process ended while it was fetching this block (os._exit, a crash, a kill?)")
     elif ring.head.last_words[0]:
         _say(a, offset, ring.head.last_words, strnlen(ring.head.last_words, RING_TEXT_NBYTES))
@@ -380,10 +386,11 @@ cdef int _exchange(Asking *a, Place *place, Ring *ring, int slot, uint32_t tag, 
         return TRY_AGAIN
     error[0] = -EPIPE
     _retire(place, ring, WHY_DIED, slot)
-    return _outcome_of_death(a, ring, block_offset, begun, ready, waited == WAITED_BROKEN)
+    return _outcome_of_death(a, ring, request, block_offset, begun, ready, waited == WAITED_BROKEN)
 
 
-cdef int _outcome_of_death(Asking *a, Ring *ring, uint64_t offset, bint begun, bint ready, bint broken) noexcept nogil:
+cdef int _outcome_of_death(Asking *a, Ring *ring, const Request *request, uint64_t offset, bint begun, bint ready,
+                           bint broken) noexcept nogil:
     """Whose fault is it that a process is dead? Return: Outcome."""
     cdef uint32_t life = lm_load32(&ring.life), why = life >> RING_WHY_SHIFT & 255
     cdef bint ours = why == WHY_BLAMED and ring.claims[life >> RING_SLOT_SHIFT].provider == a.id
@@ -398,7 +405,7 @@ cdef int _outcome_of_death(Asking *a, Ring *ring, uint64_t offset, bint begun, b
     if broken:
         _say_text(a, offset, b"the provider wrote over memory that its process shares with this one; the process was killed")
     else:
-        _say_last_words(a, offset, ring, ready)
+        _say_last_words(a, offset, request, ring, ready)
     return TRY_AGAIN
 
 
@@ -407,6 +414,7 @@ cdef int _load(Asking *a, Place *place, Ring *ring, int slot, uint32_t tag, uint
     """Send the pickle, a piece after the other, through the slot's block. Return: Outcome."""
     cdef Request piece
     cdef int outcome
+    piece.src = NULL
     piece.ask = ASK_LOAD
     piece.total = a.pickle_nbytes
     piece.offset = 0
@@ -419,15 +427,14 @@ cdef int _load(Asking *a, Place *place, Ring *ring, int slot, uint32_t tag, uint
             return outcome
 
 
-cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, uint32_t depth, uint64_t offset, uint64_t nbytes,
-                  uint64_t deadline_ns, int *slot, int *error) noexcept nogil:
+cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, uint32_t depth, const Request *request,
+                  uint64_t block_offset, uint64_t deadline_ns, int *slot, int *error) noexcept nogil:
     """Ask one process once. Return: Outcome; with ANSWERED the bytes lie in the block of `slot`, which is kept."""
     cdef lm_slot *s
     cdef uint32_t answer = ANSWER_FAILED, tag, i
     cdef uint32_t tid = lm_gettid() if thread_self() == NULL else thread_self().tid
     cdef uint64_t said
     cdef int outcome, turn
-    cdef Request fetch
     slot[0] = ring_claim(ring, tid, deadline_ns + SLACK_NS, a.id)
     if slot[0] < 0:
         return NO_SLOT
@@ -437,23 +444,27 @@ cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, ui
     s.depth = depth
     for i in range(depth):
         s.chain[i] = chain[i]
-    fetch.ask = ASK_FETCH
-    fetch.offset = offset
-    fetch.nbytes = nbytes
-    fetch.total = nbytes
     for turn in range(3):
-        outcome = _exchange(a, place, ring, slot[0], tag, &fetch, offset, deadline_ns, &answer, error)
+        if request.src != NULL:
+            error[0] = lm_copy_from(block_at(ring.head, ring.block_nbytes, slot[0]), request.src, request.nbytes)
+            if error[0]:
+                ring_release(ring, slot[0])
+                return GIVE_UP
+        outcome = _exchange(a, place, ring, slot[0], tag, request, block_offset, deadline_ns, &answer, error)
         if outcome == ANSWERED and answer == ANSWER_UNKNOWN:
-            outcome = _load(a, place, ring, slot[0], tag, offset, deadline_ns, &answer, error)
+            outcome = _load(a, place, ring, slot[0], tag, block_offset, deadline_ns, &answer, error)
             if outcome == ANSWERED and answer == ANSWER_FILLED:
                 continue
         if outcome != ANSWERED:
+            if request.ask == ASK_STORE and not ring_take_back(ring, slot[0], tag):
+                _retire(place, ring, WHY_BLAMED, slot[0])
+                ring_await_end(ring, lm_now_ns() + END_NS)
             ring_abandon(ring, slot[0], tag)
             return outcome
         if answer == ANSWER_FILLED:
             return ANSWERED
         said = s.text_nbytes
-        _say(a, offset, s.text, min(said, <uint64_t>RING_TEXT_NBYTES))
+        _say(a, block_offset, s.text, min(said, <uint64_t>RING_TEXT_NBYTES))
         error[0] = -EDEADLK if answer == ANSWER_CYCLE else -EREMOTEIO
         if answer == ANSWER_KEPT:
             lm_store32(&a.has_own, 1)
@@ -466,7 +477,7 @@ cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, ui
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
-# A fetch
+# A fetch, a store
 
 cdef uint32_t _chain_in_common(uint64_t *chain) noexcept nogil:
     """Which arrays wait for a thread that a provider has started? Nothing says for which request: those that wait for all that are
@@ -522,16 +533,16 @@ cdef uint64_t _jitter(uint64_t pause_ns) noexcept nogil:
     return pause_ns // 2 + (dice >> 33) % (pause_ns + 1)
 
 
-cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes, uint64_t *loan) noexcept nogil:
-    """Source.borrow of a provider: its bytes, where they lie in a ring, until `asking_give_back`.
+cdef int _ask(Asking *a, const Request *request, uint64_t block_offset, Ring **where, int *slot) noexcept nogil:
+    """Ask until it is answered. `block_offset`: what texts about it are found by.
 
-    Return: 0; -ETIMEDOUT; -EPIPE its process died; -EREMOTEIO it raised, or answered wrongly; -EDEADLK; -ELOOP; -errno of starting
-    a process. GIL: kept if held; not needed. Blocks: until the deadline at most. Thread: any, in a signal handler too.
+    Return: 0, and the ring that was entered and its slot, which are the caller's; -ETIMEDOUT; -EPIPE its process died; -EREMOTEIO it
+    raised, or answered wrongly; -EDEADLK; -ELOOP; -EFAULT there is nothing to read at `src`; -errno of starting a process.
+    GIL: kept if held; not needed. Blocks: until the deadline at most. Thread: any, in a signal handler too.
     """
-    cdef Asking *a = <Asking *>ctx
     cdef uint64_t deadline_ns = lm_now_ns() + a.deadline_ns, pause_ns = BACKOFF_NS, now_ns
     cdef uint64_t chain[RING_CHAIN]
-    cdef int depth = _chain_of(a, chain), outcome, error = 0, slot = 0
+    cdef int depth = _chain_of(a, chain), outcome, error = 0
     cdef uint32_t failed = 0, lost = 0, answered = 0
     cdef uint64_t full_since_ns = 0
     cdef Place *place = NULL
@@ -549,10 +560,9 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
         ring = _pick(a, deadline_ns, &place, &error)
         outcome = TRY_AGAIN
         if ring != NULL:
-            outcome = _attempt(a, place, ring, chain, <uint32_t>depth, offset, nbytes, deadline_ns, &slot, &error)
+            outcome = _attempt(a, place, ring, chain, <uint32_t>depth, request, block_offset, deadline_ns, slot, &error)
             if outcome == ANSWERED:
-                bytes[0] = block_at(ring.head, ring.block_nbytes, slot)
-                loan[0] = <uint64_t>(ring - &_rings[0]) << 8 | <uint64_t>slot
+                where[0] = ring
                 return 0
             if outcome == NO_SLOT and (ring != full or lm_load32(&ring.answered) != answered):
                 full = ring
@@ -567,7 +577,7 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
             thread_will_wait()
             if ring_wait_for_slot(ring, deadline_ns):
                 continue
-            _say_text(a, offset, b"all 64 places of the provider process were taken until the deadline")
+            _say_text(a, block_offset, b"all 64 places of the provider process were taken until the deadline")
             return -ETIMEDOUT
         if outcome == LOST:
             lm_count(&a.lost, 1)
@@ -583,6 +593,65 @@ cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes
             return error
         thread_will_wait()
         lm_sleep_ns(pause_ns)
+
+
+cdef int asking_borrow(void *ctx, uint64_t offset, uint64_t nbytes, void **bytes, uint64_t *loan) noexcept nogil:
+    """Source.borrow of a provider: its bytes, where they lie in a ring, until `asking_give_back`. Return, GIL, Blocks, Thread: as `_ask`."""
+    cdef Ring *ring = NULL
+    cdef int slot = 0, error
+    cdef Request request
+    request.ask = ASK_FETCH
+    request.offset = offset
+    request.nbytes = nbytes
+    request.total = nbytes
+    request.src = NULL
+    error = _ask(<Asking *>ctx, &request, offset, &ring, &slot)
+    if error == 0:
+        bytes[0] = block_at(ring.head, ring.block_nbytes, slot)
+        loan[0] = <uint64_t>(ring - &_rings[0]) << 8 | <uint64_t>slot
+    return error
+
+
+cdef int asking_store(void *ctx, const void *src, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Source.store of a provider: in pieces that find room in a ring, each with a deadline of its own.
+
+    Return: as `_ask`, some pieces may have been taken then; -EINVAL bytes that are not the provider's. GIL, Thread: as `_ask`.
+    Blocks: until the deadline of each piece at most.
+    """
+    cdef Asking *a = <Asking *>ctx
+    cdef Ring *ring = NULL
+    cdef uint64_t done = 0
+    cdef int slot = 0, error
+    cdef Request request
+    if offset > a.nbytes or nbytes > a.nbytes - offset:
+        return -EINVAL
+    request.ask = ASK_STORE
+    while done < nbytes:
+        request.offset = offset + done
+        request.nbytes = min(a.block_nbytes, nbytes - done)
+        request.total = request.nbytes
+        request.src = <const char *>src + done
+        error = _ask(a, &request, offset, &ring, &slot)
+        if error:
+            return error
+        ring_release(ring, slot)
+        _leave(ring)
+        done += request.nbytes
+    return 0
+
+
+cdef int asking_sync(void *ctx) noexcept nogil:
+    """Source.sync of a provider: its flush(), in one process. Return, GIL, Blocks, Thread: as `_ask`."""
+    cdef Ring *ring = NULL
+    cdef int slot = 0, error
+    cdef Request request
+    memset(&request, 0, sizeof(request))
+    request.ask = ASK_SYNC
+    error = _ask(<Asking *>ctx, &request, ABOUT_ALL, &ring, &slot)
+    if error == 0:
+        ring_release(ring, slot)
+        _leave(ring)
+    return error
 
 
 cdef void asking_give_back(void *ctx, uint64_t loan) noexcept nogil:

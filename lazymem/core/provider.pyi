@@ -35,6 +35,7 @@ class ProviderSource(NativeSource):
         deadline_ns: int,
         retries: int,
         stored: bytes | None,
+        writable: bool = False,
     ) -> None: ...
 
 def process_ids() -> list[int]: ...

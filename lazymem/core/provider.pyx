@@ -128,10 +128,13 @@ cdef class ProviderSource(NativeSource):
         Of an attempt; of all attempts at a block; how many after the first.
     stored : bytes or None
         Where bytes are stored, all else being zeros: uint64 starts and stops by turns, ascending. None: not known.
+    writable : bool
+        The provider has write_from.
     """
 
     def __cinit__(self, Setting setting not None, bytes pickled not None, uint64_t nbytes, uint64_t identity,
-                  uint32_t processes, uint64_t timeout_ns, uint64_t deadline_ns, uint32_t retries, bytes stored):
+                  uint32_t processes, uint64_t timeout_ns, uint64_t deadline_ns, uint32_t retries, bytes stored,
+                  bint writable=False):
         global _ids
         cdef Asking *a = <Asking *>calloc(1, sizeof(Asking))
         if a == NULL:
@@ -144,6 +147,7 @@ cdef class ProviderSource(NativeSource):
         self.nbytes = nbytes
         a.id = _ids
         a.identity = identity
+        a.nbytes = nbytes
         a.pickle = <const char *>pickled
         a.pickle_nbytes = len(pickled)
         a.spawn = &setting._spawn
@@ -162,6 +166,9 @@ cdef class ProviderSource(NativeSource):
         self.source.borrow = asking_borrow
         self.source.give_back = asking_give_back
         self.source.ctx = a
+        if writable:
+            self.source.store = asking_store
+            self.source.sync = asking_sync
         self.source.may_block = True
         self.source.leaf = True  # what it touches, it touches in another process
 
@@ -193,7 +200,7 @@ cdef class ProviderSource(NativeSource):
         cdef int i
         for i in range(TEXTS):
             t = &self._asking.texts[i]
-            if lm_load64(&t.sequence) > best and t.offset == offset:
+            if lm_load64(&t.sequence) > best and t.offset in (offset, <uint64_t>ABOUT_ALL):
                 best = lm_load64(&t.sequence)
                 text = t.text
                 if lm_load64(&t.sequence) != best:

@@ -19,6 +19,7 @@ enum {
     RING_TEXT_NBYTES = 1 << 12,
     RING_SLOT_NBYTES = 1 << 13,
     RING_OUTPUT_NBYTES = 1 << 15,
+    RING_REVISION = 1,           /* of what is asked and answered, where the layout alone does not tell */
 };
 
 /* Slot.word: state | SLEEPS | generation << 4 | thread << 10
@@ -43,6 +44,8 @@ enum {
     ASK_LOAD,                    /* the block holds bytes [offset, offset + nbytes) of its pickle of `total` */
     ASK_FORGET,                  /* it is needed no more; nobody waits for the answer */
     ASK_FLUSH,                   /* answer when what was printed is in the ring */
+    ASK_STORE,                   /* the block holds bytes [offset, offset + nbytes) for `provider` to take back */
+    ASK_SYNC,                    /* what it took back is to be safe */
 };
 
 enum {
@@ -98,7 +101,7 @@ typedef struct {
 
 #define RING_HEAD_NBYTES (((sizeof(lm_head) + 65535) >> 16) << 16)
 #define RING_BLOCKS_AT (RING_HEAD_NBYTES + RING_SLOTS * RING_SLOT_NBYTES)
-#define RING_LAYOUT ((uint64_t)sizeof(lm_head) << 32 | sizeof(lm_slot))
+#define RING_LAYOUT ((uint64_t)sizeof(lm_head) << 32 | RING_REVISION << 24 | sizeof(lm_slot))
 #define RING_LAST_WORDS_AT offsetof(lm_head, last_words)
 
 /* What an answer answers. A process that wrote over its ring by mistake has not written this. */

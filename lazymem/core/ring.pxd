@@ -7,7 +7,7 @@ cdef extern from "ring.h" nogil:
         RING_LAST_WORDS_AT
         SLOT_FREE, SLOT_ASKED, SLOT_TAKEN, SLOT_DONE, SLOT_STATE, SLOT_SLEEPS, SLOT_TAG
         SLOT_GENERATION_SHIFT, SLOT_GENERATION, SLOT_THREAD_SHIFT
-        ASK_FETCH, ASK_LOAD, ASK_FORGET, ASK_FLUSH
+        ASK_FETCH, ASK_LOAD, ASK_FORGET, ASK_FLUSH, ASK_STORE, ASK_SYNC
         ANSWER_FILLED, ANSWER_AGAIN, ANSWER_FAILED, ANSWER_UNKNOWN, ANSWER_KEPT, ANSWER_CYCLE
     uint64_t RING_LAYOUT
     ctypedef struct lm_slot:
@@ -104,6 +104,7 @@ ctypedef struct Request:
     uint64_t offset
     uint64_t nbytes
     uint64_t total
+    const void *src      # of what is stored, nbytes
 
 cdef enum Waited:
     WAITED_DONE = 0
@@ -123,6 +124,8 @@ cdef int ring_wait(Ring *ring, int slot, uint32_t tag, uint64_t spin_ns, uint64_
                    bint *begun) noexcept nogil
 cdef bint ring_answered(Ring *ring, int slot, const Request *request, uint32_t *answer) noexcept nogil
 cdef void ring_abandon(Ring *ring, int slot, uint32_t tag) noexcept nogil
+cdef bint ring_take_back(Ring *ring, int slot, uint32_t tag) noexcept nogil
+cdef void ring_await_end(Ring *ring, uint64_t deadline_ns) noexcept nogil
 cdef void ring_release(Ring *ring, int slot) noexcept nogil
 cdef bint ring_others_had_begun(Ring *ring, uint64_t provider) noexcept nogil
 cdef void ring_settle_debts(Ring *ring) noexcept nogil

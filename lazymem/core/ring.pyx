@@ -193,6 +193,32 @@ cdef void ring_abandon(Ring *ring, int slot, uint32_t tag) noexcept nogil:
             return
 
 
+cdef bint ring_take_back(Ring *ring, int slot, uint32_t tag) noexcept nogil:
+    """Keep the process from beginning with what claim `tag` posted. Return: False it is at it.
+
+    GIL: never. Blocks: no. Thread: the claimer, its claim taken over perhaps.
+    """
+    cdef lm_slot *s = slot_at(ring.head, slot)
+    cdef uint32_t word
+    while True:
+        word = lm_load32(&s.word)
+        if (word & <uint32_t>SLOT_TAG) != tag:
+            return True  # whoever took the claim over has seen to it
+        if (word & SLOT_STATE) != SLOT_ASKED:
+            return (word & SLOT_STATE) != SLOT_TAKEN
+        if lm_cas32(&s.word, word, SLOT_DONE | tag):
+            return True
+
+
+cdef void ring_await_end(Ring *ring, uint64_t deadline_ns) noexcept nogil:
+    """Wait until the process that was killed has ended, all its threads: one may be in the middle of a system call.
+
+    GIL: kept if held. Blocks: until the deadline. Thread: one that has entered the ring.
+    """
+    while ring.pid and not lm_process_ended(ring.pidfd, ring.pid) and lm_now_ns() < deadline_ns:
+        lm_sleep_ns(200000)
+
+
 cdef void ring_release(Ring *ring, int slot) noexcept nogil:
     """Give a slot back. GIL: never. Blocks: no. Thread: the claimer, when it was answered or never posted."""
     lm_sub32(&ring.busy, 1)
@@ -224,6 +250,7 @@ cdef void ring_post(Ring *ring, int slot, const Request *request) noexcept nogil
     cdef lm_slot *s = slot_at(head, slot)
     cdef uint32_t tag = lm_load32(&ring.claims[slot].word) & <uint32_t>SLOT_TAG, cpu
     s.begun = 0
+    s.answer = ANSWER_FAILED
     s.ask = request.ask
     s.provider = ring.claims[slot].provider
     s.offset = request.offset

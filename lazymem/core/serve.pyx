@@ -7,7 +7,7 @@ A native thread watches, whatever Python does: it holds the word by which the ot
 when the process ends, however it does), ends the process when the served one is gone, or runs another program, and empties the pipes that are
 descriptors 1 and 2 here into the ring, so that printing never waits for anybody.
 """
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.string cimport memcpy, memset
@@ -245,19 +245,22 @@ cdef void serve_forget() noexcept nogil:
 
 
 cdef class Staging:
-    """A slot's block, as what a provider writes into is made of; it counts who still looks at it."""
+    """A slot's block, as what a provider is given is made of: to write into, or to read. It counts who still looks at it."""
     cdef void *address
     cdef Py_ssize_t nbytes
     cdef Py_ssize_t one
+    cdef bint readonly
     cdef uint32_t exports
 
     def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.readonly and flags & PyBUF_WRITABLE:
+            raise BufferError("what is to be written back is read-only")
         self.one = 1
         view.buf = self.address
         view.obj = self
         view.len = self.nbytes
         view.itemsize = 1
-        view.readonly = False
+        view.readonly = self.readonly
         view.ndim = 1
         view.format = NULL
         if flags & PyBUF_FORMAT:
@@ -270,6 +273,18 @@ cdef class Staging:
 
     def __releasebuffer__(self, Py_buffer *view):
         self.exports -= 1
+
+
+cdef object _run(uint32_t ask, tuple loaded, object view, uint64_t offset):
+    """What a request asks of a provider. The count that it answers, or None."""
+    if ask == ASK_FETCH:
+        return loaded[0](view, offset)
+    if ask == ASK_STORE:
+        return loaded[2].write_from(view, offset)
+    flush = getattr(loaded[2], "flush", None)
+    if flush is not None:
+        flush()
+    return None
 
 
 cdef class Server:
@@ -418,7 +433,7 @@ cdef class Server:
             if loaded is None:
                 ring_answer(self.head, slot, ANSWER_UNKNOWN, self._receipt(s, ANSWER_UNKNOWN, provider, s.offset, s.nbytes))
             else:
-                self._fetch(s, slot, provider, loaded)
+                self._call(s, slot, provider, loaded)
         return 0
 
     cdef uint64_t _receipt(self, lm_slot *s, uint32_t answer, uint64_t provider, uint64_t offset, uint64_t nbytes) noexcept:
@@ -465,19 +480,23 @@ cdef class Server:
         ring_answer(self.head, slot, answer, self._receipt(s, answer, provider, offset, n))
         return 0
 
-    cdef int _fetch(self, lm_slot *s, int slot, uint64_t provider, tuple loaded) except -1:
-        """Call the provider on the slot's block, zeros until it writes, and answer."""
+    cdef int _call(self, lm_slot *s, int slot, uint64_t provider, tuple loaded) except -1:
+        """Call the provider on the slot's block, zeros until it writes or what it is to take back, and answer."""
         cdef Staging staging = <Staging>self.staging[slot]
         cdef uint64_t nbytes = min(s.nbytes, self.block_nbytes), offset = s.offset, sequence = 0, loose = 0
-        cdef uint32_t answer = ANSWER_FILLED
+        cdef uint32_t answer = ANSWER_FILLED, ask = s.ask
         cdef bytes text = b""
         cdef void *block = staging.address
-        if nbytes > 65536:
+        if ask != ASK_FETCH:
+            pass
+        elif nbytes > 65536:
             with nogil:
                 memset(block, 0, nbytes)
         else:
             memset(block, 0, nbytes)
         staging.nbytes = <Py_ssize_t>nbytes
+        staging.readonly = ask != ASK_FETCH
+        name = "read_into" if ask == ASK_FETCH else "write_from"
         view = PyMemoryView_FromObject(staging)
         surroundings = PyContext_CopyCurrent()
         got = None
@@ -489,11 +508,11 @@ cdef class Server:
             try:
                 if loaded[1] is None:
                     lm_store32(&s.begun, 1)
-                    got = loaded[0](view, offset)
+                    got = _run(ask, loaded, view, offset)
                 else:
                     with loaded[1]:
                         lm_store32(&s.begun, 1)
-                        got = loaded[0](view, offset)
+                        got = _run(ask, loaded, view, offset)
             finally:
                 PyContext_Exit(surroundings)
                 guards_count(-1)
@@ -504,7 +523,8 @@ cdef class Server:
                     raise first_after(sequence)
             if got is not None and not (isinstance(got, Integral) and got == nbytes):
                 answer = ANSWER_FAILED
-                text = (f"read_into(buffer, {offset}) returned {got!r}: it must fill all {nbytes} bytes, and return None or "
+                verb = "fill" if ask == ASK_FETCH else "take"
+                text = (f"{name}(buffer, {offset}) returned {got!r}: it must {verb} all {nbytes} bytes, and return None or "
                         f"{nbytes}").encode("utf-8", "replace")
         except BaseException as error:
             if _forked:
@@ -523,7 +543,7 @@ cdef class Server:
             self._collect()
             if staging.exports:
                 answer = ANSWER_KEPT
-                text = b"read_into() kept its buffer (an array made of it, a slice): copy what is needed later. " + text
+                text = f"{name}() kept its buffer (an array made of it, a slice): copy what is needed later. ".encode() + text
         if text:
             self._say(s, text)
         self._rest()

@@ -52,7 +52,6 @@ cdef class MemorySource(NativeSource):
 
 cdef class FileSource(NativeSource):
     cdef File _file
-    cdef readonly tuple stamp
 
 cdef class FunctionSource(NativeSource):
     cdef object _keep

@@ -321,7 +321,7 @@ cdef class FileSource(NativeSource):
     Attributes
     ----------
     stamp : (int, int)
-        Size in bytes and modification time in ns of the file when it was opened.
+        Size in bytes and modification time in ns of the file when it was opened; now, if it is written to.
 
     Raises
     ------
@@ -346,7 +346,6 @@ cdef class FileSource(NativeSource):
         self._file.holes_fd = lm_open_for_holes(fd)
         self.kind = "file"
         self.nbytes = nbytes
-        self.stamp = (self._file.nbytes, self._file.mtime_ns)
         self.source.fetch = _fetch_file
         if self._file.holes_fd >= 0:
             self.source.is_zero = _is_hole
@@ -355,6 +354,13 @@ cdef class FileSource(NativeSource):
         if writable:
             self.source.store = _store_file
             self.source.sync = _sync_file
+
+    @property
+    def stamp(self):
+        cdef File now = self._file
+        if now.writable:
+            lm_stamp(now.fd, &now.device, &now.inode, &now.nbytes, &now.mtime_ns)
+        return now.nbytes, now.mtime_ns
 
     cdef int close(self) except -1:
         if _is_ours(&self._file, self._file.fd):

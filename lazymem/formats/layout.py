@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,20 @@ def offset_of(offset: Any, available_nbytes: int, name: str) -> int:
     if not 0 <= start <= available_nbytes:
         raise ValueError(f"offset={offset!r}: {name} has {available_nbytes} bytes")
     return start
+
+
+def lengthen(fd: int, nbytes: int, name: str) -> None:
+    """Make a file so long; what is new are zeros that take no space.
+
+    Raises
+    ------
+    OSError
+        It may not, or the file system cannot.
+    """
+    try:
+        os.ftruncate(fd, nbytes)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot make it {nbytes} bytes long: {error.strerror}", name) from None
 
 
 def order_of(order: Any) -> str:

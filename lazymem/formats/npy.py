@@ -1,4 +1,4 @@
-"""Where in a .npy file does its array begin? numpy's own reader says."""
+"""Where in a .npy file does its array begin, and how is one made? numpy's own reader and writer say."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 import os
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.lib import format as npy
 
-from lazymem.formats.layout import Layout, dtype_of, shape_of
+from lazymem.formats.layout import Layout, count, dtype_of, lengthen, shape_of
 
 SUFFIX = ".npy"
 MAGIC = b"\x93NUMPY"
@@ -85,6 +85,67 @@ def read_layout_from(read: Callable[[int, int], bytes], file_nbytes: int, name: 
             f"but {max(0, file_nbytes - layout.start)} follow it: the file was cut short"
         )
     return layout
+
+
+class Header(NamedTuple):
+    """What a new file begins with, and how long all of it is.
+
+    Attributes
+    ----------
+    text : bytes
+    nbytes : int, bytes
+        Of the file.
+    """
+
+    text: bytes
+    nbytes: int
+
+
+def header_of(dtype: Any, shape: tuple[int, ...], order: str) -> Header:
+    """The header of a new file, of the oldest version of the format that can say it.
+
+    Raises
+    ------
+    TypeError
+        Elements that are Python objects.
+    ValueError
+        Names of fields that the format cannot hold; more than a file can.
+    """
+    kind = dtype_of(dtype)
+    described = {"descr": npy.dtype_to_descr(kind), "fortran_order": order == "F", "shape": shape}
+    text = _written(npy.write_array_header_1_0, described) or _written(npy.write_array_header_2_0, described)
+    if text is None:
+        raise ValueError(f"{kind}: names of fields that no latin-1 text can hold")
+    nbytes = len(text) + count(shape) * kind.itemsize
+    if nbytes >= 1 << 63:
+        raise ValueError(f"shape={shape!r} of {kind}: more than a file can hold")
+    return Header(text, nbytes)
+
+
+def _written(write: Callable[[Any, Any], None], described: dict[str, Any]) -> bytes | None:
+    out = io.BytesIO()
+    try:
+        write(out, described)
+    except ValueError:  # too long for its version, or not to be encoded
+        return None
+    return out.getvalue()
+
+
+def write_empty(fd: int, header: Header, name: str) -> None:
+    """Write a header into an empty file, and make it as long as it says.
+
+    Whoever meets the file in between, or after a crash in between, finds it cut short, and is told so by `read_layout`: it is
+    of full length only when its header is whole.
+
+    Raises
+    ------
+    OSError
+        The disk is full; the file may not be so long.
+    """
+    done = 0
+    while done < len(header.text):
+        done += os.pwrite(fd, header.text[done:], done)
+    lengthen(fd, header.nbytes, name)
 
 
 def _header_end(head: bytes) -> int:

@@ -1,4 +1,4 @@
-"""What must an object be to give the bytes of an array? The protocol of a provider."""
+"""What must an object be to give the bytes of an array, and to take them back? The protocol of a provider."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Provider:
     fill_value : number, numpy scalar, bytes or None
         What is not stored, element by element. Only zeros (0, False, 0.0, numpy.float32(0), b"\\0") are put into place without
         asking: with any other value, or None, `stored_ranges` is not looked at, and `read_into` is asked for everything.
+        Nor is it where the array is written to ("r+"): what is stored changes then.
 
     Examples
     --------
@@ -116,6 +117,41 @@ class Provider:
         """
         raise NotImplementedError(f"{type(self).__qualname__}.read_into")
 
+    def write_from(self, buffer: memoryview, offset: int) -> int | None:
+        """Take back the bytes from `offset` on. Only for what can be written to: without it mode "r+" is an error.
+
+        When it has returned, `read_into` must give these bytes, in whichever process it is called: what was changed may leave
+        memory and be read again. That they outlive a crash of the machine is for `flush` to see to.
+
+        Parameters
+        ----------
+        buffer : memoryview
+            Read-only, 1-D, of format "B", beginning on a page. It is released on return, and keeping it is an error.
+        offset : int, bytes
+            On a page; `offset + len(buffer)` is `nbytes` at most. Part of a block, or several.
+
+        Returns
+        -------
+        int or None
+            How many bytes were taken. Any count but `len(buffer)` is a failure; None says that all were.
+
+        Raises
+        ------
+        OSError
+            It is tried again, as often as the array's `retries` say.
+        Exception
+            Any other fails at once. What was changed stays in memory, and whoever flushes is told.
+
+        Notes
+        -----
+        It may be called again with the same bytes, some of which were taken before: by another process, when this one was
+        killed in the middle. Threads and timeout as for `read_into`; never twice at once with the same bytes.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__}.write_from")
+
+    def flush(self) -> None:
+        """Make safe what `write_from` has taken, in all processes. Called in one of them, when the array is flushed."""
+
 
 class Traits(NamedTuple):
     """What a provider says of itself, checked: the attributes of `Provider` that are no methods.
@@ -163,10 +199,12 @@ def check_provider(provider: Any) -> Traits:
             f"{name}.read_into is of type {type(read_into).__qualname__}: make it a method, read_into(buffer, offset)"
         )
     check_call(read_into, ("buffer", "offset"), f"{name}.read_into")
-    for method in ("open", "close", "stamp", "write_from"):
+    for method in ("open", "close", "stamp", "write_from", *(("flush",) if takes_back(provider) else ())):
         made = getattr(provider, method, None)
         if made is not None and not callable(made):
             raise TypeError(f"{name}.{method} is of type {type(made).__qualname__}: make it a method, or leave it out")
+    if takes_back(provider):
+        check_call(provider.write_from, ("buffer", "offset"), f"{name}.write_from")
     if not hasattr(provider, "nbytes"):
         raise TypeError(f"{name} has no nbytes: set it to the number of bytes that it knows")
     nbytes = _integer(provider.nbytes, f"{name}.nbytes", 0, (1 << 63) - 1)
@@ -215,6 +253,12 @@ def _sorted_ranges(ranges: Any, nbytes: int, what: str) -> bytes:
         else:
             merged.extend((start, stop))
     return merged.tobytes()
+
+
+def takes_back(provider: Any) -> bool:
+    """Can its bytes be written to: has it a `write_from` of its own?"""
+    write_from = getattr(provider, "write_from", None)
+    return write_from is not None and getattr(write_from, "__func__", None) is not Provider.write_from
 
 
 def _integer(value: Any, what: str, least: int, most: int) -> int:
