@@ -86,7 +86,8 @@ def _own_descriptor(file: Any, number: int, what: str) -> int:
     flush = getattr(file, "flush", None)
     if flush is not None:
         flush()  # what the program has written is to lie in the file before we read and write there
-    if not fcntl.fcntl(number, fcntl.F_GETFL) & os.O_APPEND:
+    flags = fcntl.fcntl(number, fcntl.F_GETFL)
+    if not flags & os.O_APPEND or flags & os.O_ACCMODE != os.O_RDWR:
         return os.dup(number)
     try:
         return os.open(f"/proc/self/fd/{number}", os.O_RDWR | os.O_CLOEXEC)

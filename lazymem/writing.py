@@ -41,4 +41,5 @@ def flush_all() -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise ExceptionGroup("what was written to these arrays since they were last flushed is lost", errors)
+        told = "; ".join(map(str, errors))  # those that print it may print its own text alone
+        raise ExceptionGroup(f"what was written to these arrays since they were last flushed is lost: {told}", errors)

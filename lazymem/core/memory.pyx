@@ -482,7 +482,7 @@ cdef class Memory:
         if fresh == NULL:
             raise MemoryError
         for block in range(start // r.block_nbytes, min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)):
-            if (lm_load32(&r.words[block]) & STATE) not in (RESIDENT, DIRTY):
+            if (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED) or region_need(r, block):
                 continue
             nbytes = region_block_nbytes(r, block)
             if region_fetch(r, block, fresh) or memcmp(fresh, <void *>(r.base + block * r.block_nbytes), nbytes):
@@ -521,11 +521,13 @@ cdef class Memory:
             ends = me != NULL and operation_may_be_ended(me)
             with nogil:
                 for block in range(start // r.block_nbytes, last):
-                    if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY):
-                        error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
-                                               region_block_nbytes(r, block))
-                        if error:
-                            break
+                    # A handler publishes a block after it has woken the toucher, who may have written by then: wait for it.
+                    if (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED) or region_need(r, block):
+                        continue
+                    error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
+                                           region_block_nbytes(r, block))
+                    if error:
+                        break
                 if error == 0 and r.source.sync != NULL:
                     error = r.source.sync(r.source.ctx)
             called_off = ends and wait_is_over(me) and error == -EINTR
