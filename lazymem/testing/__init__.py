@@ -13,6 +13,7 @@ from lazymem.testing.slow import SlowProvider
 
 if _TYPE_CHECKING:
     from lazymem.testing.contract import ProviderContract
+    from lazymem.testing.writing import WritableProviderContract
 
 __all__ = [
     "Checked",
@@ -25,6 +26,7 @@ __all__ = [
     "Request",
     "ServerApart",
     "SlowProvider",
+    "WritableProviderContract",
     "checksums_of",
 ]
 
@@ -34,4 +36,8 @@ def __getattr__(name: str) -> _Any:
         from lazymem.testing.contract import ProviderContract
 
         return ProviderContract
+    if name == "WritableProviderContract":
+        from lazymem.testing.writing import WritableProviderContract
+
+        return WritableProviderContract
     raise AttributeError(f"module 'lazymem.testing' has no attribute {name!r}")

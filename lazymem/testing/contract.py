@@ -60,6 +60,8 @@ def limited(test: _Test) -> _Test:
 class ProviderContract:
     """Tests of a provider. Inherit, say what is to be tested and what is right, and let pytest find the class.
 
+    One with `write_from` is tested by `WritableProviderContract`.
+
     Some ask the provider in this process; others lay arrays over it, so that it runs where it will run in the end, and kill
     that process. Providers of any length can be tested: of long ones some blocks are read.
 
@@ -125,17 +127,17 @@ class ProviderContract:
         if type(self).expected is ProviderContract.expected:
             right = len(self.expected(0, sys.maxsize))
             assert nbytes == right, f"nbytes is {nbytes}; expected_bytes() has {right}"
-        with _opened(provider):
+        with opened(provider):
             assert check_provider(provider).nbytes == nbytes, "open() changed nbytes, which is read before"
 
     @limited
     def test_it_can_be_pickled(self) -> None:
         """A copy, which is what its process has, says the same of itself and reads the same."""
         provider = self.make_provider()
-        copy = _copy(provider)
+        copy = made_copy(provider)
         said, says = check_provider(provider), check_provider(copy)
         assert said == says, f"a copy of it (by pickle) says {says}; it said {said}"
-        with _opened(copy):
+        with opened(copy):
             for offset, nbytes in self._blocks(said)[:3]:
                 self._check_read(copy, offset, nbytes, of="a copy (by pickle): ")
 
@@ -148,10 +150,10 @@ class ProviderContract:
             pickled = pickle.loads(pickle.dumps(stamp))
         except Exception as error:
             pytest.fail(f"stamp() returned {stamp!r}, which cannot be pickled: {error!r}")
-        copy = _copy(provider)
+        copy = made_copy(provider)
         found = {"when it has been pickled": pickled, "asked again": call_if_there(provider, "stamp")}
         found["of a copy (by pickle)"] = call_if_there(copy, "stamp")
-        with _opened(copy):
+        with opened(copy):
             found["of a copy that is open"] = call_if_there(copy, "stamp")
         for how, other in found.items():
             assert bool(stamp == other), f"stamp() is {stamp!r}, but {how} it is {other!r}: the bytes are the same"
@@ -164,9 +166,9 @@ class ProviderContract:
         if traits.stored is None:
             return
         edges = np.frombuffer(traits.stored, "u8").tolist()
-        again = np.frombuffer(check_provider(_copy(provider)).stored or b"", "u8").tolist()
+        again = np.frombuffer(check_provider(made_copy(provider)).stored or b"", "u8").tolist()
         assert again == edges, f"a copy of it (by pickle) has other stored_ranges: {again[:8]}..., not {edges[:8]}..."
-        with _opened(provider):
+        with opened(provider):
             gaps = list(zip([0, *edges[1::2]], [*edges[::2], traits.nbytes], strict=True))
             for start, stop in [*gaps[:8], *gaps[-8:]]:
                 for offset in {start, max(start, stop - _USUAL_NBYTES)}:
@@ -268,7 +270,7 @@ class ProviderContract:
         """`open`, reads, `close`; a second `close` does nothing, and neither does one without any read."""
         for reads in (1, 0):
             provider = self.make_provider()
-            with _opened(provider):
+            with opened(provider):
                 for offset, nbytes in self._blocks(check_provider(provider))[:reads]:
                     self._check_read(provider, offset, nbytes)
             try:
@@ -281,10 +283,10 @@ class ProviderContract:
     def test_copies_do_not_disturb_each_other(self) -> None:
         """A process that serves two arrays of one provider has two copies: they are opened and closed each by itself."""
         provider = self.make_provider()
-        first, second = _copy(provider), _copy(provider)
+        first, second = made_copy(provider), made_copy(provider)
         asked = self._blocks(check_provider(provider))
-        with _opened(second):
-            with _opened(first):
+        with opened(second):
+            with opened(first):
                 for offset, nbytes in asked:
                     self._check_read(first, offset, nbytes, of="one of two copies: ")
                     self._check_read(second, offset, nbytes, of="one of two copies: ")
@@ -319,9 +321,7 @@ class ProviderContract:
         asked = blocks(array.nbytes, PAGE_NBYTES)
         for k, (offset, nbytes) in enumerate(asked):
             if k in (min(1, len(asked) - 1), len(asked) - 1):
-                for pid in process_ids():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                kill(process_ids())
             self._check_array(array, offset, nbytes, after=", after its process was killed")
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class ProviderContract:
     def _open(self) -> Iterator[tuple[Any, Traits]]:
         provider = self.make_provider()
         traits = check_provider(provider)
-        with _opened(provider):
+        with opened(provider):
             yield provider, traits
 
     def _unit(self) -> int:
@@ -373,7 +373,7 @@ class ProviderContract:
 
 
 @contextlib.contextmanager
-def _opened(provider: Any) -> Iterator[None]:
+def opened(provider: Any) -> Iterator[None]:
     """As its process does it."""
     call_if_there(provider, "open")
     try:
@@ -382,5 +382,12 @@ def _opened(provider: Any) -> Iterator[None]:
         call_if_there(provider, "close")
 
 
-def _copy(provider: Any) -> Any:
+def made_copy(provider: Any) -> Any:
     return cloudpickle.loads(pickle_provider(provider))
+
+
+def kill(pids: list[int]) -> None:
+    """As a machine short of memory does it."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How is a provider lent memory so that whatever it does wrongly shows?"""
+"""How is a provider given memory so that whatever it does wrongly shows?"""
 
 from __future__ import annotations
 
@@ -62,15 +62,43 @@ class Loan:
 
     def is_kept(self) -> bool:
         """Does anything still refer to it, after `read` has returned?"""
-        for tidy in (False, True):
-            if tidy:
-                gc.collect()
-            try:
-                self._memory.close()
-            except BufferError:
-                continue
-            return False
-        return True
+        return _is_kept(self._memory)
+
+
+class Offer:
+    """Memory for one write: read-only, and of its own.
+
+    Parameters
+    ----------
+    content : bytes
+        What is to be taken back.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._memory = mmap.mmap(-1, max(1, len(content)))
+        self._memory[: len(content)] = content
+        self._nbytes = len(content)
+
+    def write(self, provider: Any, offset: int) -> Any:
+        """Have a provider take it; what `write_from` returned."""
+        return provider.write_from(memoryview(self._memory)[: self._nbytes].toreadonly(), offset)
+
+    def is_kept(self) -> bool:
+        """Does anything still refer to it, after `write` has returned?"""
+        return _is_kept(self._memory)
+
+
+def _is_kept(memory: mmap.mmap) -> bool:
+    """Close it, if nothing refers to it."""
+    for tidy in (False, True):
+        if tidy:
+            gc.collect()
+        try:
+            memory.close()
+        except BufferError:
+            continue
+        return False
+    return True
 
 
 def blocks(nbytes: int, block_nbytes: int) -> list[tuple[int, int]]:
