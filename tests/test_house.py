@@ -16,7 +16,7 @@ FLOORS = {
     "lazymem.core.region": 4, "lazymem.core.process": 4,
     "lazymem.core.place": 5, "lazymem.core.reaper": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
     "lazymem.core.standin": 6,
-    "lazymem.core.fill": 7, "lazymem.core.measure": 7,
+    "lazymem.core.fill": 7, "lazymem.core.measure": 7, "lazymem.core.moves": 7,
     "lazymem.core.inline": 8, "lazymem.core.threads": 8, "lazymem.core.jobs": 8,
     "lazymem.core.memory": 9,
     "lazymem.core.operation": 10, "lazymem.core.told": 10, "lazymem.core.registered": 10,

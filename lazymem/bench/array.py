@@ -77,16 +77,17 @@ def _resident_twins(values: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, 
     return lazy, plain
 
 
-def huge_nbytes(address: int) -> int:
-    """How much of the mapping at an address is huge pages. Source: proc(5) smaps AnonHugePages."""
-    inside = False
+def huge_nbytes(address: int, nbytes: int = 1) -> int:
+    """How much of the mappings in a range is huge pages. Source: proc(5) smaps AnonHugePages."""
+    inside, found = False, 0
     with open("/proc/self/smaps") as f:
         for line in f:
             if line[0] in "0123456789abcdef":
-                inside = int(line.split("-")[0], 16) == address
+                start, end = (int(word, 16) for word in line.split()[0].split("-"))
+                inside = start < address + nbytes and address < end
             elif inside and line.startswith("AnonHugePages:"):
-                return int(line.split()[1]) << 10
-    return 0
+                found += int(line.split()[1]) << 10
+    return found
 
 
 def _populated(values: np.ndarray[Any, Any]) -> Any:

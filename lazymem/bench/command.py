@@ -47,20 +47,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fault.add_argument("--provider", metavar="MODULE:NAME",
                        help="a Python provider of your own (an instance, or a callable that returns one), beside one "
                        "whose bytes are ready; in blocks as it says, or as --block does")  # fmt: skip
-    fault.add_argument("--png", metavar="FILE", help="draw a picture too (needs matplotlib: the bench extra)")
 
     provider = commands.add_parser("provider", help="provider processes: several at once, first values, memory, idling, HTTP")
     failure = commands.add_parser("failure", help="from a failure to the exception, other blocks meanwhile, forks")
     array = commands.add_parser("array", help="a resident array against an ordinary one; creating; importing")
+    ways = commands.add_parser("copy-or-move", help="every way of getting a block into place; what each asks of the kernel")
+    for each in (fault, ways):
+        each.add_argument("--png", metavar="FILE", help="draw a picture too (needs matplotlib: the bench extra)")
     for each in (fault, array):
         each.add_argument("--unpinned", action="store_true", help="do not pin to one core; also cases without any option")
-    for each in (fault, array, provider, failure):
+    for each in (fault, array, provider, failure, ways):
         each.add_argument("--quick", action="store_true", help="a few touches only: does it work, not how fast")
 
     compare = commands.add_parser("compare", help="two files of rows: exit code 1 if anything became slower")
     compare.add_argument("old", metavar="OLD")
     compare.add_argument("new", metavar="NEW")
-    for each in (fault, array, provider, failure, compare):
+    for each in (fault, array, provider, failure, ways, compare):
         each.add_argument("--json", action="store_true", help="rows only, no table")
 
 
@@ -129,7 +131,7 @@ def _measure(args: argparse.Namespace) -> int:
     from lazymem.bench.facts import facts
     from lazymem.bench.fault import BenchError
 
-    pinned = args.bench == "array" or (args.bench == "fault" and max(args.threads) == 1)
+    pinned = args.bench in ("array", "copy-or-move") or (args.bench == "fault" and max(args.threads) == 1)
     pinned &= not getattr(args, "unpinned", False)
     core = max(os.sched_getaffinity(0)) if pinned else None
     common = facts(_command(args), pinned)
@@ -147,6 +149,10 @@ def _measure(args: argparse.Namespace) -> int:
         from lazymem.bench.failure import measure_failure
 
         measured = measure_failure(args.quick, _say)
+    elif args.bench == "copy-or-move":
+        from lazymem.bench.copy_or_move import measure_copy_or_move
+
+        measured = measure_copy_or_move(args.quick, _say)
     else:
         from lazymem.bench.provider import measure_provider
 
@@ -164,10 +170,10 @@ def _measure(args: argparse.Namespace) -> int:
     if not args.json:
         print("\n".join(map(_line, rows)), file=sys.stderr)
     if getattr(args, "png", None):
-        from lazymem.bench.plot import save
+        from lazymem.bench.plot import save, save_ways
 
         try:
-            save(rows, args.png)
+            (save if args.bench == "fault" else save_ways)(rows, args.png)
         except (ImportError, ValueError) as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1

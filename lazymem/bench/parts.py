@@ -40,7 +40,7 @@ def print_rows(parts: Mapping[str, Part]) -> None:
 def run_parts(
     bench: str, parts: Mapping[str, Part], quick: bool, core: int | None, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Run every part of lazymem/bench/`bench`.py, whose `main` prints its rows; the rows, judged.
+    """Run every part of lazymem/bench/`bench`.py ("_" for "-"), whose `main` prints its rows; the rows, judged.
 
     Parameters
     ----------
@@ -53,9 +53,10 @@ def run_parts(
         A part failed, or took too long.
     """
     pin = f"import os; os.sched_setaffinity(0, {{{core}}}); " if core is not None else ""
+    module = f"lazymem.bench.{bench.replace('-', '_')}"
     for part in parts:
         say(f"{bench}: {part}")
-        command = [sys.executable, "-c", pin + f"from lazymem.bench.{bench} import main; main()", part, str(int(quick))]
+        command = [sys.executable, "-c", pin + f"from {module} import main; main()", part, str(int(quick))]
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CHILD_LIMIT_S, check=True)
         except subprocess.SubprocessError as error:

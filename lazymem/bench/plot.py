@@ -1,4 +1,4 @@
-"""What do the rows of `bench fault` look like?"""
+"""What do the rows of `bench fault` and of `bench copy-or-move` look like?"""
 
 from __future__ import annotations
 
@@ -20,11 +20,32 @@ COLOURS = {
 }  # fmt: skip
 
 
+ALONE, BUSY = "#2171b5", "#e6550d"
+
+
 def _time(ns: float) -> str:
     for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
         if ns >= size:
             return f"{ns / size:.3g} {unit}"
     return f"{ns:.3g} ns"
+
+
+def _speed(gb_per_s: float) -> str:
+    return f"{gb_per_s:,.0f} GB/s" if gb_per_s >= 1000 else f"{gb_per_s:.3g} GB/s"
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """Its Figure and FuncFormatter. Raises ImportError, with what to install."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter
+    except ImportError as error:
+        raise ImportError("a picture needs matplotlib: pip install 'lazymem[bench]'") from error
+    return Figure, FuncFormatter
+
+
+def _machine(row: dict[str, Any]) -> str:
+    return f"{row.get('cpu', '')}, Linux {row.get('kernel', '')}, {'root' if row.get('root') else 'ordinary user'}"
 
 
 def save(rows: list[dict[str, Any]], path: str) -> None:
@@ -37,11 +58,7 @@ def save(rows: list[dict[str, Any]], path: str) -> None:
     ValueError
         No row of `bench fault`.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
-    except ImportError as error:
-        raise ImportError("a picture needs matplotlib: pip install 'lazymem[bench]'") from error
+    Figure, FuncFormatter = _matplotlib()
     rows = [row for row in rows if row["bench"] == "fault"]
     if not rows:
         raise ValueError("no rows of `bench fault` to draw")
@@ -75,9 +92,53 @@ def save(rows: list[dict[str, Any]], path: str) -> None:
     row = rows[0]
     where = "pinned to one core" if row.get("pinned") else "not pinned"
     figure.suptitle(f"lazymem {row.get('lazymem', '')}: latency of a first touch, {where}\n"
-                    f"{row.get('cpu', '')}, Linux {row.get('kernel', '')}, {'root' if row.get('root') else 'ordinary user'}",
-                    fontsize=10)  # fmt: skip
+                    f"{_machine(row)}", fontsize=10)  # fmt: skip
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def save_ways(rows: list[dict[str, Any]], path: str) -> None:
+    """Draw the ways of filling: a bar per way (p50), a panel per block size, alone and with a second core busy.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is missing: the `bench` extra brings it.
+    ValueError
+        No row of `bench copy-or-move`.
+    """
+    Figure, FuncFormatter = _matplotlib()
+    rows = [row for row in rows if row["bench"] == "copy-or-move" and "gb_per_s" in row]
+    if not rows:
+        raise ValueError("no rows of `bench copy-or-move` to draw")
+    sizes = sorted({row["block_nbytes"] for row in rows})
+    ways = list(dict.fromkeys(row["case"] for size in reversed(sizes) for row in rows if row["block_nbytes"] == size))
+    figure = Figure(figsize=(5 * len(sizes) + 1.5, 0.42 * len(ways) + 1.6), layout="constrained")
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axes, size in zip(panels, sizes, strict=True):
+        for threads, colour, shift in ((1, ALONE, -0.2), (2, BUSY, 0.2)):
+            mine = {row["case"]: row for row in rows if row["block_nbytes"] == size and row["threads"] == threads}
+            at = [y + shift for y, way in enumerate(ways) if way in mine]
+            found = [mine[way] for way in ways if way in mine]
+            label = "alone" if threads == 1 else "another thread computes on a second core"
+            once = label if size == sizes[0] else None
+            axes.barh(at, [row["value"] for row in found], 0.38, color=colour, zorder=2, label=once)
+            for y, row in zip(at, found, strict=True):
+                axes.annotate(f"{_time(row['value'])}, {_speed(row['gb_per_s'])}", (row["value"], y), xytext=(3, 0),
+                              textcoords="offset points", va="center", fontsize=7)  # fmt: skip
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high * (high / low) ** 0.45)  # room for the numbers
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda ns, _: _time(ns)))
+        axes.xaxis.grid(True, color="#dddddd", zorder=0)
+        axes.set_title(f"block {human(size)}", fontsize=10)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    panels[0].set_yticks(range(len(ways)), ways)
+    panels[0].invert_yaxis()
+    panels[0].set_xlabel("fetch and place one block, p50 (log)")
+    figure.suptitle(f"lazymem {rows[0].get('lazymem', '')}: getting a block into place\n{_machine(rows[0])}", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
