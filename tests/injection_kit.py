@@ -161,6 +161,7 @@ class Script:
         self.dead_path = path + ".dead"
         self.said: list[list[str]] = []
         self.kit: Any = None
+        self.changed: tuple[Any, Any, Any] | None = None   # array, what is right, where that is known
 
     def make(self, mode: str = "c") -> Any:
         options: dict[str, Any] = {"delivery": self.delivery, "block_nbytes": BLOCK, "timeout": 3, "threads": 2}
@@ -327,6 +328,63 @@ class Script:
         self.same("all", lambda: a + 0, expected)
         self.step("close", lambda: lm.close(a))
 
+    def written(self) -> None:
+        """One that writes back: whatever fails, memory has what was written, and so has the source when a flush is silent."""
+        a = self.step("make", self.make_written)
+        if a is None:
+            a = self.step("make again", self.make_written)
+        if a is None:
+            return
+        expected = np.arange(N)
+        known = np.ones(N, bool)
+        self.changed = (a, expected, known)
+
+        def stored(start: int, stop: int, value: int) -> bool:
+            a[start:stop] = value
+            return True
+
+        def flushed(start: int, stop: int) -> bool:
+            lm.flush(a[start:stop])
+            return True
+
+        for k in range(4):
+            start, stop = 5 * k * E + 7 * k, 5 * k * E + 2 * E
+            if self.step("store", lambda s=start, e=stop, v=-k - 1: stored(s, e, v)):
+                expected[start:stop] = -k - 1
+            else:  # some of it may have been
+                known[start:stop] = False
+            is_flushed = self.step("flush", lambda s=start, e=stop: flushed(s, e)) and known[start:stop].all()
+            if is_flushed and not np.array_equal(self.source_now()[start:stop], expected[start:stop]):
+                raise Wrong(f"flush {k}: it said nothing, and the source does not have it")
+            self.same("memory", lambda: a[known], expected[known])
+
+    def make_written(self) -> Any:
+        options: dict[str, Any] = {"delivery": self.delivery, "block_nbytes": BLOCK, "timeout": 3, "threads": 2}
+        options["dtype"] = "i8"
+        if self.source == "memory":
+            self.memory = np.arange(N)
+            return lm.from_provider(self.memory, mode="r+", **options)
+        self.copy = f"{self.path}.{os.getpid()}"
+        shutil.copyfile(self.path, self.copy)
+        return lm.memmap(self.copy, mode="r+", **options)
+
+    def source_now(self) -> Any:
+        return self.memory if self.source == "memory" else np.fromfile(self.copy, "i8")
+
+    def flush_afterwards(self) -> None:
+        """What could not be flushed while calls failed is not lost."""
+        if self.changed is None:
+            return
+        a, expected, known = self.changed
+        lm.flush(a)
+        now = self.source_now()
+        if not np.array_equal(now[known], expected[known]) or not np.array_equal(now, np.asarray(a)):
+            raise Wrong("afterwards: what was written is not in the source")
+        a[0] = 5
+        lm.close(a)
+        if self.source_now()[0] != 5:
+            raise Wrong("afterwards: close has not flushed")
+
     def die(self, dead: bool) -> None:
         if self.kit is not None:
             self.kit.error = -errno.EIO if dead else 0
@@ -338,6 +396,7 @@ class Script:
     def afterwards(self) -> None:
         """Nothing fails any more: everything works, so nothing was left locked."""
         self.said = []
+        self.flush_afterwards()
         expected = np.arange(N)
         b = self.make()
         if not np.array_equal(b[: 4 * E], expected[: 4 * E]):
@@ -490,7 +549,7 @@ class Sweep:
         return cases
 
     def scripts(self) -> tuple[str, ...]:
-        return ("live", "dead") if self.source in ("function", "provider") else ("live",)
+        return ("live", "dead") if self.source in ("function", "provider") else ("live", "written")
 
     def row(self) -> dict[str, Any]:
         return {

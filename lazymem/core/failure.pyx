@@ -169,7 +169,7 @@ cdef const char *_cause_of_store(int error) noexcept nogil:
     if error == ENOSPC:
         return b"no space left on the device"
     if error == EFAULT:
-        return b"the memory it is copied to cannot be written"
+        return b"the memory that it is copied from, or to, is not to be had"
     if error == EINVAL:
         return b"the bytes are not the source's"
     return cause(error)

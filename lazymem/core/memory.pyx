@@ -524,8 +524,10 @@ cdef class Memory:
                     # A handler publishes a block after it has woken the toucher, who may have written by then: wait for it.
                     if (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED) or region_need(r, block):
                         continue
-                    error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
-                                           region_block_nbytes(r, block))
+                    error = place_shown_all(r, block, block + 1)
+                    if error == 0:
+                        error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
+                                               region_block_nbytes(r, block))
                     if error:
                         break
                 if error == 0 and r.source.sync != NULL:
