@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -299,10 +300,12 @@ def do_counted(what: str, nblocks: int, n: int) -> None:
 def _count(strace: str, what: str, nblocks: int, n: int) -> dict[str, int]:
     """How often that process makes each system call, all threads. Raises OSError: it cannot be traced."""
     code = f"from lazymem.bench.copy_or_move import do_counted; do_counted({what!r}, {nblocks}, {n})"
-    with tempfile.NamedTemporaryFile(prefix="lazymem-strace-") as table:
+    # Python lists the folders that it imports from once more whenever they have changed: it starts where nobody writes.
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory(prefix="lazymem-strace-") as empty, tempfile.NamedTemporaryFile() as table:
         done = subprocess.run(
-            [strace, "-c", "-f", "-qq", "-o", table.name, sys.executable, "-c", code],
-            capture_output=True, text=True, timeout=STRACE_LIMIT_S, check=False,
+            [strace, "-c", "-f", "-qq", "-o", table.name, sys.executable, "-c", code], cwd=empty,
+            env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=STRACE_LIMIT_S, check=False,
         )  # fmt: skip
         if done.returncode:
             raise OSError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}")
