@@ -479,17 +479,17 @@ def test_what_was_flushed_survives_a_kill(folder, seed):
         stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
-        child.stdout.readline()
-        time.sleep(random.Random(seed).uniform(0.05, 0.4))
+        said = [child.stdout.readline() for _ in range(3)]
+        time.sleep(random.Random(seed).uniform(0, 0.2))
     finally:
         child.kill()
-    acknowledged = int(child.stdout.read().split()[-1])
+    acknowledged = int([*said, *child.stdout.read().splitlines(keepends=True)][-1])
     child.stdout.close()
     child.wait()
     pages = np.fromfile(path, "u4").reshape(64, -1)
     assert (pages == pages[:, :1]).all()
-    assert set(pages[:, 0].tolist()) <= {acknowledged, acknowledged + 1, acknowledged + 2}
-    assert acknowledged > 3
+    assert set(pages[:, 0].tolist()) <= {acknowledged, acknowledged + 1}
+    assert acknowledged >= 3
 
 
 @pytest.mark.xfail(strict=True, reason="the core does not keep dirty memory that nobody holds any more yet")
