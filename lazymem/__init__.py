@@ -12,7 +12,9 @@ from lazymem.version import __version__
 
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
-    from lazymem.asking import check, close, flush, is_lazy, populate, prefetch, region, residency, stats
+    from lazymem.asking import (
+        check, close, evict, flush, is_lazy, pin, populate, prefetch, region, residency, set_budget, stats,
+    )  # fmt: skip
     from lazymem.guards import guard
     from lazymem.handle import Region
     from lazymem.lazyarray import LazyArray
@@ -27,6 +29,7 @@ else:
         Region,
         check,
         close,
+        evict,
         flush,
         from_fill,
         from_function,
@@ -37,10 +40,12 @@ else:
         is_lazy,
         memmap,
         open,
+        pin,
         populate,
         prefetch,
         region,
         residency,
+        set_budget,
         stats,
     )
 
@@ -56,6 +61,7 @@ __all__ = [
     "__version__",
     "check",
     "close",
+    "evict",
     "flush",
     "from_fill",
     "from_function",
@@ -66,11 +72,13 @@ __all__ = [
     "is_lazy",
     "memmap",
     "open",
+    "pin",
     "populate",
     "prefetch",
     "providers",
     "region",
     "residency",
+    "set_budget",
     "set_executable",
     "stats",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lazymem.core import lazyarray as core
+from lazymem.core.memory import budget as core_budget
 from lazymem.core.memory import region_owner
 from lazymem.core.registered import look
 from lazymem.handle import Region
@@ -18,6 +19,8 @@ from lazymem.lazyarray import LazyArray
 
 if TYPE_CHECKING:
     from lazymem.counters import Stats
+
+_LEAST_BUDGET_NBYTES = 4 << 20
 
 
 def _addresses(x: Any) -> tuple[int, int]:
@@ -134,7 +137,142 @@ def populate(x: Any) -> None:
     """
     owner, parts = _parts(x)
     for start, stop in parts:
+        _check_fits(owner, stop - start)
         owner.populate(start, stop)
+
+
+def _check_fits(owner: Region, nbytes: int) -> None:
+    """Raise if so much of an array cannot be in memory at once."""
+    whose = f"the budget of array {owner.name!r} is"
+    budget = owner.budget_nbytes
+    process = core_budget()[0]
+    if process and (not budget or process < budget):
+        whose, budget = "the budget of all arrays is (lazymem.set_budget)", process
+    if budget and nbytes > budget - budget // 8:
+        raise ValueError(
+            f"{nbytes} bytes of array {owner.name!r} cannot be in memory at once: {whose} {budget} bytes, some of them for what else is "
+            "touched meanwhile. Ask for a part of it, or raise the budget"
+        )
+
+
+class Pin:
+    """What `lazymem.pin` returns: until `release`, or the end of its `with`, what was pinned stays in memory."""
+
+    def __init__(self, owner: Region, parts: list[tuple[int, int]], write: bool) -> None:
+        self._owner: Region | None = owner
+        self._parts: list[tuple[int, int]] = []
+        self._write = write
+        try:
+            for start, stop in parts:
+                owner.pin(start, stop, write)
+                self._parts.append((start, stop))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """It may be evicted again. Blocks: no. GIL: kept."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            for start, stop in self._parts:
+                owner.unpin(start, stop, self._write)
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def pin(x: Any, write: bool = False) -> Pin:
+    """Fetch x, and keep it in memory: for system calls and devices that work on it while nobody can wait for a page.
+
+    Parameters
+    ----------
+    x : LazyArray, or a view, plain array, torch tensor or buffer of one
+    write : bool
+        Something writes to it that is no thread of this process (O_DIRECT, io_uring, a GPU): until it is released it counts as
+        written, so that it is written back.
+
+    Returns
+    -------
+    Pin
+        For `with`; or call its `release()`. What is pinned counts in the budget.
+
+    Raises
+    ------
+    PageError
+        A block could not be fetched; nothing is pinned.
+    ValueError
+        More than the budget has room for; ordinary memory; a closed array; `write` on a read-only array.
+
+    Notes
+    -----
+    Blocks: until all of x is in memory. GIL: released meanwhile. Memory that is handed to the kernel without being pinned there (vmsplice,
+    MSG_ZEROCOPY) is recycled when its block is evicted, and the reader would see other bytes: pin it.
+    """
+    owner, parts = _parts(x)
+    parts = list(parts)
+    if write and not owner.writable:
+        raise ValueError(f"array {owner.name!r} is read-only (mode 'r')")
+    _check_fits(owner, sum(stop - start for start, stop in parts))
+    return Pin(owner, parts, write)
+
+
+def evict(x: Any) -> int:
+    """Give the memory of x back to the system; what was written is written back first. It is fetched again when it is touched.
+
+    Parameters
+    ----------
+    x : LazyArray, or a view, plain array, torch tensor or buffer of one
+        Blocks that lie in it partly go too.
+
+    Returns
+    -------
+    int
+        How many blocks stay: pinned, or being fetched, or written and not to be written back now.
+
+    Raises
+    ------
+    ValueError
+        Ordinary memory, or a closed array.
+
+    Notes
+    -----
+    Blocks: on writing back. GIL: released meanwhile. Private writes (mode "c") go to a scratch file.
+    """
+    owner, parts = _parts(x)
+    return sum(owner.evict(start, stop) for start, stop in parts)
+
+
+def set_budget(budget_nbytes: Any) -> None:
+    """How much memory all lazy arrays of this process may have together; what is touched beyond it evicts what is there.
+
+    Parameters
+    ----------
+    budget_nbytes : int, text such as "2 GiB", or None
+        None: the default again, half of what physical memory and the process's cgroups leave now.
+
+    Raises
+    ------
+    ValueError
+        Less than 4 MiB.
+
+    Notes
+    -----
+    Blocks: no. GIL: kept. What is in memory beyond a smaller budget goes as memory is needed; `lazymem.evict` gives it back at once.
+    An array has a budget of its own by the option `budget_nbytes`, and always room for 16 blocks.
+    """
+    from lazymem import making, system
+    from lazymem.options import nbytes
+
+    given = system.default_budget_nbytes() if budget_nbytes is None else nbytes(budget_nbytes, "budget_nbytes")
+    if given < _LEAST_BUDGET_NBYTES:
+        raise ValueError(f"budget_nbytes={budget_nbytes!r}: give {_LEAST_BUDGET_NBYTES} or more")
+    making.budget_process(given)
 
 
 def prefetch(x: Any) -> bool:

@@ -39,6 +39,19 @@ class Stats:
         Asked of the source; of them put into place.
     errors : int
         Fetches that have failed, whoever asked and whether or not they were told (`lazymem.check`).
+    moved, refused : int
+        Fills by MOVE; fills, evictions and rescues that MOVE did not do, and COPY did, or nobody.
+    units : int
+        Units of 2 MiB that a sequential stream was fetched in.
+    evicted, rescued, recycled : int
+        Frames (blocks, or units) that were moved out of the array; of them, those that were wanted again before their memory was; and those
+        whose memory went to another fetch, or back to the system.
+    pinned_skips : int
+        Evictions that did not take place, since something held the memory: `lazymem.pin`, a device, a lock.
+    stored, stored_nbytes, store_errors : int
+        Blocks written back, or into the scratch file; their bytes; how often that failed.
+    budget_nbytes, held_nbytes, waiting_nbytes : int, bytes
+        How much of the array may be in memory (0: as much as the process may have); is; and of that, waits to be recycled.
     eexist, eagain : int
         Pages found already there, and copies that had to go on, while filling.
     latency_ns : tuple of (int, int, int)
@@ -62,6 +75,19 @@ class Stats:
     nbytes_asked: int
     nbytes_used: int
     errors: int
+    moved: int
+    refused: int
+    units: int
+    evicted: int
+    rescued: int
+    recycled: int
+    pinned_skips: int
+    stored: int
+    stored_nbytes: int
+    store_errors: int
+    budget_nbytes: int
+    held_nbytes: int
+    waiting_nbytes: int
     eexist: int
     eagain: int
     latency_ns: tuple[tuple[int, int, int], ...]
@@ -95,6 +121,13 @@ class Stats:
             f"{self.resident_blocks:,} of {self.nblocks:,} resident",
             f"  bytes     {human(self.nbytes_asked)} asked, {human(self.nbytes_used)} used, of {human(self.nbytes)}",
         ]
+        if self.evicted:
+            lines.append(
+                f"  memory    {human(self.held_nbytes)} held" + (f" of {human(self.budget_nbytes)}" if self.budget_nbytes else "") +
+                f"; {self.evicted:,} evicted, {self.rescued:,} rescued, {self.recycled:,} recycled"
+            )  # fmt: skip
+        if self.stored:
+            lines.append(f"  written   {self.stored:,} blocks, {human(self.stored_nbytes)}")
         if self.errors:
             lines.append(f"  errors    {self.errors:,} fetches failed")
         if self.latency_ns:
@@ -135,5 +168,8 @@ def read_stats(memory: Memory) -> Stats:
         nblocks=memory.nblocks,
         resident_blocks=memory.resident_blocks(),
         block_nbytes=memory.block_nbytes, nbytes=memory.nbytes, nbytes_asked=c["nbytes_asked"],
-        nbytes_used=c["nbytes_used"], errors=c["errors"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,
+        nbytes_used=c["nbytes_used"], errors=c["errors"], moved=c["moved"],
+        refused=c["refused"], units=c["units"], evicted=c["evicted"], rescued=c["rescued"], recycled=c["recycled"],
+        pinned_skips=c["pinned"], stored=c["stored"], stored_nbytes=c["stored_nbytes"], store_errors=c["store_errors"],
+        budget_nbytes=memory.budget_nbytes, held_nbytes=c["held_nbytes"], waiting_nbytes=c["waiting_nbytes"], eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,
     )  # fmt: skip

@@ -37,10 +37,11 @@ def is_lazy(x: Any) -> bool:
 
 
 open = memmap = from_provider = from_function = from_fill = from_generator = get_include = _refuse
-populate = prefetch = region = residency = stats = close = check = flush = guard = _refuse
+populate = prefetch = region = residency = stats = close = check = flush = guard = evict = pin = set_budget = _refuse
 
 __all__ = [
-    "CFunction", "LazyArray", "Region", "check", "close", "flush", "from_fill", "from_function", "from_generator",
-    "from_provider", "get_include", "guard", "is_lazy", "memmap", "open", "populate", "prefetch", "region", "residency",
-    "stats",
+    "CFunction", "LazyArray", "Region", "check", "close", "evict", "flush", "from_fill", "from_function",
+    "from_generator",
+    "from_provider", "get_include", "guard", "is_lazy", "memmap", "open", "pin", "populate", "prefetch", "region",
+    "residency", "set_budget", "stats",
 ]  # fmt: skip

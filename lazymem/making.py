@@ -13,12 +13,12 @@ import lazymem.core.fork  # noqa: F401  what a forked child finds
 from lazymem import system
 from lazymem.core import inline, threads, uffd
 from lazymem.core import lazyarray as core
-from lazymem.core.memory import set_memory_limit
+from lazymem.core.memory import set_budget
 from lazymem.core.mprotect import most_mappings
 from lazymem.core.source import NativeSource
 from lazymem.handle import ProviderRecipe, Recipe, Region
 from lazymem.lazyarray import LazyArray
-from lazymem.options import Options, writes_back
+from lazymem.options import Options, budget_of, writes_back
 from lazymem.sigowner import own_signals
 from lazymem.writing import flush_at_exit
 
@@ -28,20 +28,26 @@ _NUMBERS = {"threads": 0, "inline": 1, "mprotect": 2}
 # Without one every block that is resident alone takes two of the process's mappings: blocks that nobody chose are made larger,
 # until every second one can be, but no larger than this, since each is fetched whole.
 _COARSEST_NBYTES = 4 << 20
-_limit_nbytes = 0
+_FILLINGS = {"auto": 0, "copy": 1, "move": 2, "zero": 3}
+_begun = False
+
+
+def budget_process(nbytes: int) -> None:
+    """Let all arrays together have so much memory."""
+    global _begun
+    _begun = True
+    set_budget(nbytes)
+    core.largest_export_nbytes = nbytes // 4 if nbytes else 1 << 62
 
 
 def _first_array() -> None:
     """What a process needs once, and `import lazymem` must not do."""
-    global _limit_nbytes
     if "logging" in sys.modules:
         from lazymem import log
 
         log.quieten()
-    if not _limit_nbytes:
-        _limit_nbytes = int(system.memory_nbytes() * system.SHARE)
-        set_memory_limit(_limit_nbytes)
-        core.largest_export_nbytes = _limit_nbytes // 4
+    if not _begun:
+        budget_process(system.default_budget_nbytes())
 
 
 def kernel_faults_allowed() -> bool:
@@ -106,9 +112,12 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
     delivery, kernel_faults = _descriptor(options)
     own_signals(segv=options.delivery == "mprotect")
     _first_array()
+    if options.budget_nbytes:
+        budget_of(options.budget_nbytes, options.block_nbytes)  # its blocks may have become larger
     region = Region(
-        source, options.block_nbytes, delivery, mode != "r", name, options.timeout_ns, options.retries, writes_back(mode)
-    )
+        source, options.block_nbytes, delivery, mode != "r", name, options.timeout_ns, options.retries, writes_back(mode),
+        _FILLINGS[options.fill], options.budget_nbytes,
+    )  # fmt: skip
     region.asked_mode = mode
     region.take_kernel_faults(kernel_faults)
     # Those that wait for another process need no core of their own.

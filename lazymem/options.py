@@ -22,6 +22,9 @@ _MODES = {
 }  # fmt: skip
 BLOCK_MAX_NBYTES = 1 << 30
 PROCESSES_MAX = 16
+FILLINGS = ("auto", "copy", "move", "zero")
+# An instruction may touch several blocks at once: with fewer it would never end.
+BUDGET_BLOCKS, BUDGET_PAGES = 16, 64
 DELIVERIES = ("auto", "threads", "inline", "mprotect")
 
 
@@ -85,6 +88,10 @@ class Options(NamedTuple):
         How often to ask such a source again.
     processes : int
         How many processes may serve a Python provider.
+    budget_nbytes : int, bytes
+        How much of the array may be resident, or wait to be wanted again; 0: as much as the process may have.
+    fill : str
+        "auto", "copy", "move" or "zero".
     """
 
     block_nbytes: int
@@ -94,6 +101,8 @@ class Options(NamedTuple):
     timeout_ns: int
     retries: int
     processes: int
+    budget_nbytes: int
+    fill: str
 
 
 def _cores() -> int:
@@ -115,7 +124,7 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     Parameters
     ----------
     given : dict
-        block_nbytes, delivery, threads, timeout (seconds), retries, processes.
+        block_nbytes, delivery, threads, timeout (seconds), retries, processes, budget_nbytes, fill.
     block_nbytes : int, bytes
         The default for this kind of source.
 
@@ -126,7 +135,7 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     ValueError
         A value out of range, or in unknown units.
     """
-    known = ("block_nbytes", "delivery", "threads", "timeout", "retries", "processes")
+    known = ("block_nbytes", "delivery", "threads", "timeout", "retries", "processes", "budget_nbytes", "fill")
     for name in given:
         if name not in known:
             import difflib
@@ -150,4 +159,29 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     retries = _integer(given.get("retries", 3), "retries", 0, 1000)
     processes = _integer(given.get("processes", 1), "processes", 1, PROCESSES_MAX)
     asked = given.get("block_nbytes") is not None
-    return Options(block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes)
+    fill = given.get("fill", "auto")
+    if fill not in FILLINGS:
+        raise ValueError(f"fill={fill!r}: give one of {', '.join(repr(f) for f in FILLINGS)}")
+    budget_nbytes = 0
+    if given.get("budget_nbytes") is not None:
+        budget_nbytes = budget_of(given["budget_nbytes"], block_nbytes)
+    return Options(block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes, budget_nbytes, fill)
+
+
+def budget_of(value: Any, block_nbytes: int) -> int:
+    """Read an array's budget.
+
+    Raises
+    ------
+    ValueError
+        It has no room for what one instruction may touch at once: BUDGET_BLOCKS blocks, BUDGET_PAGES pages.
+    """
+    budget_nbytes = nbytes(value, "budget_nbytes")
+    least = max(BUDGET_BLOCKS * block_nbytes, BUDGET_PAGES * PAGE_NBYTES)
+    if budget_nbytes < least:
+        what = "a block" if budget_nbytes < block_nbytes else f"{BUDGET_BLOCKS} blocks"
+        raise ValueError(
+            f"budget_nbytes={value!r}: there is no room in it for {what} of {block_nbytes} bytes, and so many must be resident at "
+            f"once. Give {least} or more, or smaller blocks (block_nbytes=)"
+        )
+    return budget_nbytes

@@ -7,8 +7,8 @@ import sys
 
 from lazymem.errors import UnsupportedPlatform
 
-# What of the memory it may have a process may fill: the kernel kills at the limit, it does not refuse.
-SHARE = 0.8
+# What of the memory that is left arrays may have, unless somebody says otherwise: the kernel kills at the limit, it does not refuse.
+SHARE = 0.5
 
 
 def require() -> None:
@@ -29,9 +29,22 @@ def _read_number(path: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _cgroup_limits() -> list[int]:
-    """memory.max, memory.high and version 1's limit of this process's cgroup and those above it."""
-    limits = []
+def _in_use(folder: str) -> int:
+    """What a cgroup uses, but for files that the kernel would rather drop than kill."""
+    used = _read_number(os.path.join(folder, "memory.current"))
+    if used is None:
+        used = _read_number(os.path.join(folder, "memory.usage_in_bytes"))
+    try:
+        with open(os.path.join(folder, "memory.stat")) as f:
+            stat = dict(line.split() for line in f)
+    except (OSError, ValueError):
+        stat = {}
+    return max(0, (used or 0) - int(stat.get("total_inactive_file", stat.get("inactive_file", 0))))
+
+
+def _cgroup_limits() -> list[tuple[int, str]]:
+    """memory.max, memory.high and version 1's limit of this process's cgroup and those above it, and where they were found."""
+    limits: list[tuple[int, str]] = []
     try:
         with open("/proc/self/cgroup") as f:
             lines = f.read().splitlines()
@@ -49,7 +62,7 @@ def _cgroup_limits() -> list[int]:
         for root in roots:
             for depth in range(len(parts) + 1):
                 folder = os.path.join(root, *parts[:depth])
-                limits += [n for name in names if (n := _read_number(os.path.join(folder, name))) is not None]
+                limits += [(n, folder) for name in names if (n := _read_number(os.path.join(folder, name))) is not None]
     return limits
 
 
@@ -85,4 +98,35 @@ def memory_nbytes() -> int:
     Source: cgroup v2 memory.max and memory.high, v1 memory.limit_in_bytes; sysconf(3).
     """
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([physical, *_cgroup_limits()])
+    return min([physical, *(n for n, _ in _cgroup_limits())])
+
+
+def _available_nbytes() -> int | None:
+    try:
+        with open("/proc/meminfo") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def default_budget_nbytes() -> int:
+    """Half of what physical memory and this process's cgroups still leave, and at least 64 MiB.
+
+    Returns
+    -------
+    int, bytes
+
+    Notes
+    -----
+    Source: proc(5) meminfo MemAvailable; cgroup v2 memory.max, memory.high and memory.current, v1 memory.limit_in_bytes and
+    memory.usage_in_bytes, files that are not in use not counted. All processes of a cgroup share it, hence half.
+    """
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    left = [_available_nbytes() or physical]
+    for limit, folder in _cgroup_limits():
+        if limit < physical:  # version 1 writes "no limit" as a number
+            left.append(limit - _in_use(folder))
+    return max(64 << 20, int(min(left) * SHARE))

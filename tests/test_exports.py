@@ -293,7 +293,7 @@ with warnings.catch_warnings(record=True) as caught:
     fresh().tofile(path)
 assert written() == held
 assert [w.category for w in caught] == [RuntimeWarning], [str(w.message) for w in caught]
-assert "populate" in str(caught[0].message) and "slices" in str(caught[0].message)
+assert "pin" in str(caught[0].message) and "slices" in str(caught[0].message)
 """,
         user=user,
     )

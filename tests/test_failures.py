@@ -362,22 +362,26 @@ def test_a_touch_of_a_c_thread_stops_loudly(folder, delivery):
     assert "block 12" in err
 
 
-@pytest.mark.parametrize("touch", ["lm.populate(a)", "a[-1]", "a.sum()"])
-def test_memory_limit(delivery, touch):
+@pytest.mark.parametrize("touch", ["lm.populate(a[-1:])", "a[-1]", "a[-5:].sum()"])
+def test_no_memory_that_could_be_had(delivery, touch):
+    """All of the budget is pinned: the fetch fails, at once, and succeeds when it is not any more."""
     out = check_child(f"""
-    import errno, numpy as np, lazymem as lm
-    from lazymem.core.memory import set_memory_limit
-    a = lm.from_provider(np.ones(64 << 20, "u1"), delivery={delivery!r})
-    set_memory_limit(1)
+    import errno, time, numpy as np, lazymem as lm
+    a = lm.from_provider(np.ones(4 << 20, "u1"), delivery={delivery!r}, block_nbytes="64 KiB", budget_nbytes="1 MiB")
+    held = [lm.pin(a[i << 16: (i + 1) << 16]) for i in range(16)]
+    began = time.monotonic()
     try:
         {touch}
     except lm.PageError as error:
         assert error.errno == errno.EDQUOT, error
         print(error)
-    set_memory_limit(0)
-    assert a.sum() == 64 << 20
+    assert time.monotonic() - began < 5
+    for pin in held:
+        pin.release()
+    assert a.sum() == 4 << 20
+    assert lm.stats(a).held_nbytes <= 1 << 20
     """)
-    assert "80 %" in out
+    assert "pinned" in out
 
 
 @needs_compiler

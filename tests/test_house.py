@@ -10,27 +10,29 @@ FLOORS = {
     "lazymem.errors": 0, "lazymem.version": 0, "lazymem.executable": 0, "lazymem.log": 0,
     "lazymem.core.abi": 1, "lazymem.core.native": 1, "lazymem.core.parking": 1,
     "lazymem.core.uffd": 2, "lazymem.core.table": 2, "lazymem.core.thread": 2, "lazymem.core.samples": 2,
-    "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3,
+    "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3, "lazymem.core.frames": 3,
     "lazymem.core.failure": 3, "lazymem.core.limit": 3, "lazymem.core.interrupt": 3,
     "lazymem.core.mprotect": 3,
     "lazymem.core.region": 4, "lazymem.core.process": 4,
     "lazymem.core.place": 5, "lazymem.core.reaper": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
     "lazymem.core.standin": 6,
-    "lazymem.core.fill": 7, "lazymem.core.measure": 7, "lazymem.core.moves": 7,
-    "lazymem.core.inline": 8, "lazymem.core.threads": 8, "lazymem.core.jobs": 8,
-    "lazymem.core.memory": 9,
-    "lazymem.core.operation": 10, "lazymem.core.told": 10, "lazymem.core.registered": 10,
-    "lazymem.core.lazyarray": 11, "lazymem.core.serve": 11, "lazymem.core.guards": 11,
-    "lazymem.core.fork": 12,
-    "lazymem.system": 12, "lazymem.options": 12, "lazymem.counters": 12, "lazymem.sigowner": 12,
-    "lazymem.guards": 12,
-    "lazymem.formats": 13, "lazymem.handle": 13,
-    "lazymem.providers": 14, "lazymem.lazyarray": 14, "lazymem.writing": 14,
-    "lazymem.recipes": 15, "lazymem.asking": 15, "lazymem.making": 15,
-    "lazymem.provided": 16, "lazymem.urls": 17,
-    "lazymem.arrays": 18, "lazymem.functions": 18, "lazymem.elsewhere": 18,
-    "lazymem": 19,
-    "lazymem.testing": 20, "lazymem.bench": 20, "lazymem.soak": 21, "lazymem.cli": 22, "lazymem.__main__": 23,
+    "lazymem.core.writes": 7, "lazymem.core.evict": 8, "lazymem.core.fill": 9, "lazymem.core.measure": 10,
+    "lazymem.core.moves": 10,
+    "lazymem.core.inline": 11, "lazymem.core.threads": 11, "lazymem.core.jobs": 11, "lazymem.core.pins": 10,
+    "lazymem.core.memory": 12,
+    "lazymem.core.operation": 13, "lazymem.core.told": 13, "lazymem.core.registered": 13,
+    "lazymem.core.lazyarray": 14, "lazymem.core.serve": 14, "lazymem.core.guards": 14,
+    "lazymem.core.fork": 15,
+    "lazymem.system": 15, "lazymem.options": 15, "lazymem.counters": 15, "lazymem.sigowner": 15,
+    "lazymem.guards": 15,
+    "lazymem.formats": 16, "lazymem.handle": 16,
+    "lazymem.providers": 17, "lazymem.lazyarray": 17, "lazymem.writing": 17,
+    "lazymem.recipes": 18, "lazymem.making": 18,
+    "lazymem.asking": 19,
+    "lazymem.provided": 19, "lazymem.urls": 20,
+    "lazymem.arrays": 21, "lazymem.functions": 21, "lazymem.elsewhere": 21,
+    "lazymem": 22,
+    "lazymem.testing": 23, "lazymem.bench": 23, "lazymem.soak": 24, "lazymem.cli": 25, "lazymem.__main__": 26,
 }  # fmt: skip
 # recipes.py is loaded by LazyArray only to pickle, and opens arrays only to unpickle: inside functions, both.
 UPWARD_IN_FUNCTIONS = {("lazymem.lazyarray", "lazymem.recipes"), ("lazymem.recipes", "lazymem.arrays"),
@@ -113,7 +115,7 @@ def test_native_functions_say_what_they_do_with_the_gil():
             continue
         declared = path.with_suffix(".pxd")
         names = declared.read_text() if declared.exists() else ""
-        for function in re.findall(r"^cdef (?!class)[\w *]+?[ *](\w+)\(", names, re.MULTILINE):
+        for function in re.findall(r"^cdef (?!class|inline)[\w *]+?[ *](\w+)\(", names, re.MULTILINE):
             body = re.search(rf"^cdef [\w *]+?[ *]{function}\([^:]*?:\n(.*?)(?=^\S)", text + "\nx", re.MULTILINE | re.DOTALL)
             if body is None or '"""' not in body[1].split("\n")[0] or "GIL" not in body[1]:
                 silent.append(f"{name}.{function}")

@@ -256,17 +256,14 @@ def test_memory_that_nobody_has_touched_yet_counts():
 
 
 def memory_counts():
-    """Pages of a file are nobody's until they are mapped: a populate must meet the limit all the same."""
-    from lazymem.core.memory import set_memory_limit
-
+    """Pages of a file are nobody's until they are mapped: a budget must hold them all the same."""
     a, _ = counted(256 << 20, delivery="mprotect", block_nbytes=1 << 20)
-    with open("/proc/self/statm") as file:
-        resident = int(file.read().split()[1]) * PAGE
-    set_memory_limit(resident + (96 << 20))
-    with pytest.raises(lm.PageError) as caught:
+    lm.set_budget(96 << 20)
+    with pytest.raises(ValueError, match="cannot be in memory at once"):
         lm.populate(a)
-    assert caught.value.errno == errno.EDQUOT
-    assert 64 <= lm.stats(a).resident_blocks <= 112
+    for i in range(256):
+        assert int(a[i << 17]) == i << 17
+    assert 64 <= lm.stats(a).resident_blocks <= 96
     lm.close(a)
     b, _ = counted(32 << 20, delivery="mprotect", block_nbytes=1 << 20)
     lm.populate(b)

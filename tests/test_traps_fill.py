@@ -328,7 +328,7 @@ def test_trap_46_no_ioctl_moves_more_than_2_mib(folder):
         pytest.skip("strace is not installed")
     code = (
         "import numpy, lazymem as lm\n"
-        "a = lm.from_provider(numpy.ones(9 << 20, 'u1'), delivery='inline', block_nbytes=16 << 20)\n"
+        "a = lm.from_provider(numpy.ones(9 << 20, 'u1'), delivery='inline', block_nbytes=16 << 20, fill='copy')\n"
         "assert a.sum() == 9 << 20"
     )
     log = folder / "strace"

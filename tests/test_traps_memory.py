@@ -109,7 +109,7 @@ def maps(of_files=True):
 
 def test_trap_29_neighbours_never_merge(delivery):
     sizes = [PAGE, 3 * PAGE, 2 << 20, (2 << 20) + PAGE]
-    arrays = [counted(s, mode=m, delivery=delivery, block_nbytes=PAGE)[0] for s in sizes for m in "rc" for _ in range(2)]
+    arrays = [counted(s, mode=m, delivery=delivery, block_nbytes=PAGE, fill="copy")[0] for s in sizes for m in "rc" for _ in range(2)]
     inside = {low: (high, access) for low, high, access in maps()}
     for a in arrays:
         low, high = address_of(a), address_of(a) + a.nbytes
@@ -325,7 +325,7 @@ def protection_that_is_given_back(delivery):
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
-# Read-only memory is read-only to C code too
+# Read-only memory is read-only to C code too, where pages are not moved
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -336,7 +336,7 @@ def test_a_store_into_a_read_only_array_is_a_segmentation_fault(delivery, reside
 
 
 def store_into(delivery, mode, resident):
-    a = counted(4 * PAGE, mode=mode, delivery=delivery, block_nbytes=PAGE, dtype="u1")[0]
+    a = counted(4 * PAGE, mode=mode, delivery=delivery, block_nbytes=PAGE, dtype="u1", fill="copy")[0]
     if resident:
         lm.populate(a)
     pest().poke(address_of(a) + PAGE + 3, 99)

@@ -134,7 +134,7 @@ def _machine() -> dict[str, Any]:
     memory_nbytes = system.memory_nbytes()
     return {
         "cores": len(os.sched_getaffinity(0)),
-        "memory_nbytes": memory_nbytes, "usable_nbytes": int(memory_nbytes * system.SHARE),
+        "memory_nbytes": memory_nbytes, "usable_nbytes": system.default_budget_nbytes(),
         "max_map_count": read_number("/proc/sys/vm/max_map_count"),
         "overcommit_memory": read_number("/proc/sys/vm/overcommit_memory"),
         "rlimits": limits,

@@ -128,7 +128,7 @@ cdef const char *cause(int error) noexcept nogil:
     if error == ESTALE:
         return b"the file was changed or replaced on disk after it was opened; open it again"
     if error == EDQUOT:
-        return b"it would take the process past 80 % of the memory it may have; close arrays, or read less at a time"
+        return b"there is no memory left in the budget: all of it is pinned, or cannot be written back, or is other arrays'; look at lazymem.stats and lazymem.set_budget"
     if error == EDEADLK:
         return b"it was touched by its own source, or by a provider whose array waits for it"
     if error == ELOOP:

@@ -6,9 +6,16 @@ cdef enum Touched:
     GOES_ON = 0       # the page is there, or will be when the touching thread is woken
     LATER = 1         # another thread is filling it and will wake the toucher
 
+cdef enum Access:
+    UNKNOWN = 0
+    READS = 1
+    WRITES = 2        # to a page that is absent
+    PROTECTS = 3      # to one that is there, and protected
+
 cdef int region_need(Region *r, uint64_t block) noexcept nogil
-cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcept nogil
+cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, int access, bint wait) noexcept nogil
 cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil
 cdef bint region_is_zero(Region *r, uint64_t block) noexcept nogil
 cdef bint sources_nest() noexcept nogil
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil
+cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil

@@ -2,7 +2,12 @@
 
 The one fill path, run by whoever needs the block: the touching thread (inline), a handler thread, a prefetcher, populate.
 
-    claim the word -> memory left? -> fetch into a staging block (or read where the bytes lie) -> put it into place -> publish
+    claim the word -> a frame (evict.pyx) -> fetch into a staging block (or read where the bytes lie) -> put it into place -> publish
+
+Into place by COPY; by MOVE where the frame is a recycled one, whose slot the bytes are fetched into, or where that is wanted. A
+sequential stream of a local source is fetched in units of 2 MiB, huge pages that are moved whole: whoever touches the first block of a
+missing unit behind one that is there, or the last before one, takes all of it. The table is all that is looked at. Where writes are
+tracked a unit must follow one that has been written, and is taken for written. A block that waits is put back without a fetch.
 
 Losers of the claim wait on the word. A failed fetch is published as FAILED with its errno: who waited for it gets the same
 error; who comes later fetches anew. Nothing here needs the GIL, allocates, or takes a lock.
@@ -16,20 +21,25 @@ from libc.string cimport memcpy, memset
 
 from lazymem.core.failure cimport *
 from lazymem.core.interrupt cimport touch_may_be_ended, wait_is_over
-from lazymem.core.limit cimport account_for_files, memory_for, memory_returned
+from lazymem.core.evict cimport frame_back, frame_for, moved_in, rescue
+from lazymem.core.frames cimport *
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
-from lazymem.core.place cimport place_bytes, place_shown, place_shown_again, place_unwritten, place_woken
+from lazymem.core.place cimport (
+    place_bytes, place_empty_range, place_holds, place_shown, place_shown_again, place_unwritten, place_woken, place_zeros,
+)
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
-from lazymem.core.uffd cimport page_is_absent, page_nbytes
+from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_protect
+from lazymem.core.writes cimport all_written, block_written
 
 
 cdef extern from "native.h" nogil:
-    int INT_MAX
+    int madvise(void *, size_t, int)
+    int INT_MAX, MADV_DONTNEED
 
 cdef uint64_t RETRY_PAUSE_NS = 1000000
 # Of a wait for another thread's fill, which says a little after its deadline how it ended. Threads that take the block one
@@ -74,13 +84,13 @@ cdef int _ask(Region *r, void *dst, uint64_t offset, uint64_t nbytes) noexcept n
     return error if error <= 0 else -EPROTO
 
 
-cdef int _fetch_borrowed(Region *r, uint64_t block, void *dst) noexcept nogil:
-    """`region_fetch` from a source that lends its bytes."""
-    cdef uint64_t loan = 0, nbytes = region_block_nbytes(r, block)
+cdef int _fetch_borrowed(Region *r, uint64_t offset, uint64_t nbytes, void *dst) noexcept nogil:
+    """`_fetch` from a source that lends its bytes."""
+    cdef uint64_t loan = 0
     cdef void *lent = NULL
     cdef int error
     lm_count(&r.counters.asked, nbytes)
-    error = r.source.borrow(r.source.ctx, block * r.block_nbytes, nbytes, &lent, &loan)
+    error = r.source.borrow(r.source.ctx, offset, nbytes, &lent, &loan)
     if error == 0:
         memcpy(dst, lent, nbytes)
         r.source.give_back(r.source.ctx, loan)
@@ -92,7 +102,10 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
 
     Units: dst has room for the block's bytes. Return: 0 / -errno. GIL: never. Blocks: as the source does.
     """
-    cdef uint64_t offset = block * r.block_nbytes, nbytes = region_block_nbytes(r, block)
+    return _fetch(r, block * r.block_nbytes, region_block_nbytes(r, block), dst)
+
+
+cdef int _fetch(Region *r, uint64_t offset, uint64_t nbytes, void *dst) noexcept nogil:
     cdef uint64_t pause_ns = RETRY_PAUSE_NS, deadline_ns = 0
     cdef uint32_t attempt = 0
     cdef int error
@@ -103,7 +116,7 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
         lm_count(&r.counters.asked, nbytes)
         return lm_copy_from(dst, r.source.direct + offset, nbytes)
     if r.source.borrow != NULL:
-        return _fetch_borrowed(r, block, dst)
+        return _fetch_borrowed(r, offset, nbytes, dst)
     while True:
         error = _ask(r, dst, offset, nbytes)
         if error == 0 or error not in (-EAGAIN, -EBUSY, -EINTR, -ETIMEDOUT):
@@ -119,8 +132,8 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
         pause_ns *= 2
 
 
-cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte) noexcept nogil:
-    """Fetch into a staging block and copy it in; bytes behind the source's end are zeros, never what lay there before."""
+cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte, bint protected, bint move) noexcept nogil:
+    """Fetch into a staging block and copy or move it in; bytes behind the source's end are zeros, never what lay there before."""
     cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes)
     cdef void *staging = pool_take(whole)
     cdef int error
@@ -130,12 +143,32 @@ cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte) noexcept no
     lm_park(b"fetched")
     if error == 0:
         memset(<char *>staging + nbytes, 0, whole - nbytes)
-        error = place_bytes(r, block * r.block_nbytes + from_byte, <uint64_t>staging + from_byte, whole - from_byte)
+        if move:
+            error = 0 if moved_in(r, block * r.block_nbytes, <uint64_t>staging, whole) else -ENOMEM
+        else:
+            error = place_bytes(r, block * r.block_nbytes + from_byte, <uint64_t>staging + from_byte, whole - from_byte, protected)
     pool_give(staging, whole)
     return error
 
 
-cdef int _fill_borrowed(Region *r, uint64_t block) noexcept nogil:
+cdef int _fill_in_slot(Region *r, uint64_t block, uint64_t slot, bint protected) noexcept nogil:
+    """Fetch into a recycled frame's slot, and put it in from there. The slot is empty then, whatever comes of it."""
+    cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes), at = block * r.block_nbytes
+    cdef int error = region_fetch(r, block, <void *>slot)
+    lm_park(b"fetched")
+    if error == 0:
+        memset(<void *>(slot + nbytes), 0, whole - nbytes)
+        if r.moves and not protected:
+            error = 0 if moved_in(r, at, slot, whole) else -ENOMEM
+            if error == 0 and whole == r.block_nbytes:
+                return 0
+        else:
+            error = place_bytes(r, at, slot, whole, protected)
+    madvise(<void *>slot, r.block_nbytes, MADV_DONTNEED)
+    return error
+
+
+cdef int _fill_borrowed(Region *r, uint64_t block, bint protected) noexcept nogil:
     """Copy in from where the source lets the bytes lie."""
     cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes), loan = 0
     cdef void *lent = NULL
@@ -144,21 +177,21 @@ cdef int _fill_borrowed(Region *r, uint64_t block) noexcept nogil:
     error = r.source.borrow(r.source.ctx, block * r.block_nbytes, nbytes, &lent, &loan)
     if error == 0:
         memset(<char *>lent + nbytes, 0, whole - nbytes)
-        error = place_bytes(r, block * r.block_nbytes, <uint64_t>lent, whole)
+        error = place_bytes(r, block * r.block_nbytes, <uint64_t>lent, whole, protected)
         r.source.give_back(r.source.ctx, loan)
     return error
 
 
-cdef int _fill_direct(Region *r, uint64_t block) noexcept nogil:
+cdef int _fill_direct(Region *r, uint64_t block, bint protected) noexcept nogil:
     """Copy in from where the bytes lie; only a last page that the source does not fill goes through a staging block."""
     cdef uint64_t nbytes = region_block_nbytes(r, block), offset = block * r.block_nbytes
     cdef uint64_t body = nbytes & ~(page_nbytes() - 1)
     cdef int error = 0
     if body:
         lm_count(&r.counters.asked, body)
-        error = place_bytes(r, offset, <uint64_t>(r.source.direct + offset), body)
+        error = place_bytes(r, offset, <uint64_t>(r.source.direct + offset), body, protected)
     if error == 0 and body < nbytes:
-        error = _fill_staged(r, block, body)
+        error = _fill_staged(r, block, body, protected, False)
     return error
 
 
@@ -173,12 +206,12 @@ cdef bint _fill_unwritten(Region *r, uint64_t block) noexcept nogil:
     Not where the program may write: what it takes then would be on nobody's account. Not where pages may be there.
     Return: False it takes memory after all, `_fill_zeros`.
     """
-    if r.writable or lm_load32(&r.words[block]) & AGAIN:
+    if r.writable or r.filling == FILL_COPY or lm_load32(&r.words[block]) & AGAIN:
         return False
     return place_unwritten(r, block) == 0
 
 
-cdef int _fill_zeros(Region *r, uint64_t block) noexcept nogil:
+cdef int _fill_zeros(Region *r, uint64_t block, bint protected) noexcept nogil:
     """Put zeros into place that are like any other bytes from then on. Return: 0 / -errno."""
     cdef uint64_t whole = whole_pages(region_block_nbytes(r, block))
     cdef void *zeros = pool_take(whole)
@@ -186,52 +219,92 @@ cdef int _fill_zeros(Region *r, uint64_t block) noexcept nogil:
     if zeros == NULL:
         return -ENOMEM
     memset(zeros, 0, whole)
-    error = place_bytes(r, block * r.block_nbytes, <uint64_t>zeros, whole)
+    error = place_bytes(r, block * r.block_nbytes, <uint64_t>zeros, whole, protected)
     pool_give(zeros, whole)
     return error if error else place_shown(r, block)
 
 
-cdef int _fill_pages(Region *r, uint64_t block) noexcept nogil:
-    """Fetch a block and put it into place, in the way that its source allows. Return: 0 / -errno."""
+cdef int _fill_pages(Region *r, uint64_t block, bint protected, bint move) noexcept nogil:
+    """Fetch a block and put it into place, in the way that its source allows. `move`: by MOVE, if that can be.
+
+    Return: 0 / -errno.
+    """
     cdef int error
-    if r.source.direct != NULL:
-        error = _fill_direct(r, block)
+    if move and r.moves and not protected and r.source.borrow == NULL:
+        error = _fill_staged(r, block, 0, False, True)
+    elif r.source.direct != NULL:
+        error = _fill_direct(r, block, protected)
     elif r.source.borrow != NULL:
-        error = _fill_borrowed(r, block)
+        error = _fill_borrowed(r, block, protected)
     else:
-        error = _fill_staged(r, block, 0)
+        error = _fill_staged(r, block, 0, protected, False)
     return error if error else place_shown(r, block)
 
 
-cdef int _fill(Region *r, uint64_t block) noexcept nogil:
-    """Fetch and fill a block that this thread has claimed, and publish what became of it. Return: 0 / -errno."""
-    cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes)
+cdef int _fill_frame(Region *r, uint64_t block, bint protected, bint zeros, uint32_t *frame) noexcept nogil:
+    """Fetch and fill a block whose pages are all absent, into a frame of its own. Return: 0, and the frame, BUSY; -errno."""
+    cdef bint holds
+    cdef int error = frame_for(r, SMALL, True, frame, &holds)
+    if error:
+        return error
+    lm_store64(&r.clocks[SMALL].frames[frame[0]].block, block)  # who flushes waits for it: its toucher may write before it is published
+    if holds and not zeros and (r.moves and not protected or r.source.direct == NULL and r.source.borrow == NULL):
+        error = _fill_in_slot(r, block, frame_slot(&r.clocks[SMALL], frame[0]), protected)
+    else:
+        if holds:
+            madvise(<void *>frame_slot(&r.clocks[SMALL], frame[0]), r.block_nbytes, MADV_DONTNEED)
+        if zeros:
+            error = _fill_zeros(r, block, protected)
+        else:
+            error = _fill_pages(r, block, protected, r.filling == FILL_MOVE or r.block_nbytes % HUGE_NBYTES == 0)
+    if error:
+        frame_back(r, SMALL, frame[0])
+    return error
+
+
+cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nogil:
+    """Fetch and fill a block that this thread has claimed, and publish what became of it.
+
+    `write`: it is about to be written. `was`: the word of a block that was resident, of whose pages some are gone; else MISSING.
+    Return: 0 / -errno.
+    """
+    cdef uint64_t nbytes = region_block_nbytes(r, block)
     cdef uint32_t *word = &r.words[block]
-    cdef uint32_t seen
+    cdef uint32_t seen, frame = 0
     cdef Thread *me
+    cdef bint written = write and r.tracking == SYNC
     cdef bint zeros = region_is_zero(r, block), unwritten = zeros and _fill_unwritten(r, block)
-    cdef int error = 0 if unwritten else memory_for(whole)
-    if error == 0 and not unwritten:
-        error = _fill_zeros(r, block) if zeros else _fill_pages(r, block)
-        if error:
-            memory_returned(whole)
-        if error == -EBADF:
-            regions_severed()
+    cdef int error = 0
+    if unwritten:
+        pass
+    elif is_resident(was):
+        error = _fill_pages(r, block, r.tracking != UNTRACKED and was & STATE == RESIDENT, False)
+    else:
+        if was & STATE == FAILED and r.tracking != UNTRACKED and place_holds(r, block * r.block_nbytes, whole_pages(nbytes)):
+            written = True  # its refill failed, and what the user had written beside what was gone is there still
+        error = _fill_frame(r, block, r.tracking != UNTRACKED and not written, zeros, &frame)
+    if error == -EBADF:
+        regions_severed()
     if error == 0:
         lm_park(b"copied")
-        if not unwritten:
-            lm_count(&r.held, whole)
-            if r.delivery == MPROTECT:
-                account_for_files(<int64_t>whole)
         lm_count(&r.counters.blocks, 1)
         if zeros:
             lm_count(&r.counters.zeroed, 1)
         else:
             lm_count(&r.counters.used, nbytes)
-        publish(r, block, RESIDENT)
+        if is_resident(was):
+            publish(r, block, was & ~<uint32_t>WAITERS)
+        elif unwritten:
+            publish(r, block, RESIDENT)
+        else:
+            frame_use(&r.clocks[SMALL], frame, block)
+            publish(r, block, in_frame(DIRTY if written else RESIDENT, frame, SMALL))
         lm_park(b"published")
     else:
         lm_park(b"failing")
+        if is_resident(was) and was >> UNIT_SHIFT == SMALL and frame_of(was):
+            lm_store32(&r.clocks[SMALL].frames[frame_of(was)].state, BUSY)
+            frame_back(r, SMALL, frame_of(was))
         me = thread_self()
         r.failed_block = block
         r.failed_error = -error
@@ -245,6 +318,94 @@ cdef int _fill(Region *r, uint64_t block) noexcept nogil:
         if seen & WAITERS:
             lm_futex_wake(word, INT_MAX)
     return error
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Units
+
+cdef enum:
+    HUGE_NBYTES = 2097152
+
+cdef bint _stream_comes(Region *r, uint64_t block, uint64_t *first) noexcept nogil:
+    """Is a touch of `block` one of a stream, at the edge of a unit that is missing whole? `first`: the unit's first block."""
+    cdef uint64_t n = r.clocks[UNITS].blocks, k, beside
+    cdef uint32_t seen
+    cdef bint clean = False
+    if not r.units:
+        return False
+    first[0] = block // n * n
+    if block == first[0] and block >= n:
+        beside = first[0] - n
+    elif block == first[0] + n - 1 and (first[0] + 2 * n) * r.block_nbytes <= r.nbytes:
+        beside = first[0] + n
+    else:
+        return False
+    for k in range(n):
+        seen = lm_load32(&r.words[beside + k])
+        if not (is_resident(seen) or is_waiting(seen)):
+            return False
+        clean = clean or seen & STATE == RESIDENT or seen & STATE == WAITING
+    return not clean or r.tracking == UNTRACKED or (
+        r.tracking == ASYNC and all_written(r, r.base + beside * r.block_nbytes, n * r.block_nbytes))
+
+
+cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) noexcept nogil:
+    """Fetch a whole unit, if all of it is missing, and memory for it is to be had.
+
+    Units: `claimed`, the block of it that this thread has claimed already, or none of it. Return: is it resident? Else nothing has changed.
+    """
+    cdef Clock *c = &r.clocks[UNITS]
+    cdef uint64_t n = c.blocks, k, done = 0
+    cdef uint64_t dst
+    cdef uint32_t frame = 0
+    cdef bint holds = False
+    cdef int error = 0
+    if (first + n) * r.block_nbytes > r.nbytes:
+        return False
+    while done < n and (first + done == claimed or lm_cas32(&r.words[first + done], MISSING, FILLING | (tid << DETAIL_SHIFT))):
+        done += 1
+    if done < n:
+        error = -EBUSY
+    elif not r.writable and r.source.is_zero != NULL and r.source.is_zero(r.source.ctx, first * r.block_nbytes, c.nbytes):
+        error = place_zeros(r, first * r.block_nbytes, c.nbytes)
+        if error == 0:
+            lm_count(&r.counters.blocks, n)
+            lm_count(&r.counters.zeroed, n)
+            for k in range(n):
+                publish(r, first + k, RESIDENT)
+            return True
+    if error == 0:
+        error = frame_for(r, UNITS, False, &frame, &holds)
+    if error == 0:
+        dst = frame_slot(c, frame) if holds else <uint64_t>pool_take(c.nbytes)
+        error = _fetch(r, first * r.block_nbytes, c.nbytes, <void *>dst) if dst else -ENOMEM
+        lm_park(b"fetched")
+        if error == 0:
+            place_empty_range(r, first * r.block_nbytes, c.nbytes)  # a page table would split the huge page
+            error = 0 if moved_in(r, first * r.block_nbytes, dst, c.nbytes) else -ENOMEM
+        if not holds and dst:
+            pool_give(<void *>dst, c.nbytes)
+        if error:
+            if holds:
+                madvise(<void *>dst, c.nbytes, MADV_DONTNEED)
+            frame_back(r, UNITS, frame)
+    if error:
+        for k in range(done):
+            if first + k != claimed:
+                publish(r, first + k, MISSING)
+        return False
+    lm_count(&r.counters.blocks, n)
+    lm_count(&r.counters.used, c.nbytes)
+    lm_count(&r.counters.units, 1)
+    frame_use(c, frame, first)
+    for k in range(n):
+        publish(r, first + k, in_frame(DIRTY if r.tracking != UNTRACKED else RESIDENT, frame, UNITS))
+    return True
+
+
+cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil:
+    """`region_need` of all blocks of a unit at once. Return: are they there? Else each is to be asked for. GIL, Blocks, Thread: as that."""
+    return not r.writable and _fill_unit(r, first, ~<uint64_t>0, lm_gettid())
 
 
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil:
@@ -272,11 +433,12 @@ cdef int _own_source_runs(Region *r, Thread *thread) noexcept nogil:
 cdef int _fill_beside(Region *r, uint64_t block) noexcept nogil:
     """Fill a block that the touching thread itself is filling, further down its stack: a signal handler interrupted it there,
     and it cannot go on before we do. The interrupted fill then finds the pages there. Return: 0 / -errno."""
-    return _fill_pages(r, block)
+    return _fill_pages(r, block, r.tracking != UNTRACKED, False)
 
 
-cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wait, bint plain, int *filled) noexcept nogil:
-    """Make a block resident for thread `toucher`. `filled`: whether it was this call that did it.
+cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wait, bint plain, bint write,
+               int *filled) noexcept nogil:
+    """Make a block resident for thread `toucher`. `filled`: whether it was this call that did it. `write`: it is to be written.
 
     `wait`: for another thread's fill; else the toucher sleeps in the kernel meanwhile, and `plain` says that it cannot be
     told of a failure. Return: 0; LATER another thread is at it and `wait` is false; -errno. GIL: kept if held. Blocks:
@@ -284,7 +446,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
     """
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen, state, mark, tid = me.tid if me != NULL else lm_gettid()
-    cdef uint64_t deadline_ns = 0
+    cdef uint64_t deadline_ns = 0, unit
     cdef uint32_t filler = 0, fillers = 0
     cdef bint waited = False
     cdef int error
@@ -296,6 +458,11 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
             return 0
         if lm_load32(&r.status) != LIVE:
             return -ESHUTDOWN
+        if is_waiting(seen):
+            error = rescue(r, block, seen, tid)
+            if error == -EAGAIN:
+                continue
+            return error
         if state == FAILED and waited and (seen >> DETAIL_SHIFT) != EINTR:  # its fetch was called off, not ours
             return -<int>(seen >> DETAIL_SHIFT)
         if state == MISSING or state == FAILED:
@@ -312,12 +479,17 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
                 unmap_standin(r, block, seen & LOOSE != 0)
                 lm_and_not32(word, STANDIN)
             lm_park(b"claimed")
-            error = _fill(r, block)
+            if seen & ~<uint32_t>(WITNESS | JOINED) == MISSING and _stream_comes(r, block, &unit) and _fill_unit(r, unit, block, tid):
+                error = 0
+            else:
+                error = _fill(r, block, write, seen & STATE)
             filled[0] = error == 0
             return error
         if (seen >> DETAIL_SHIFT) == toucher and state == FILLING and not seen & MAKING:
             error = _own_source_runs(r, me)  # its own source touched it; else a signal handler did
             return error if error else _fill_beside(r, block)
+        if (seen >> DETAIL_SHIFT) == toucher and state == LEAVING:
+            return -EDEADLK  # it is taking the block away itself, and touched it
         if not wait:
             # Whoever publishes must wake it: pages that come and are dropped again before that have woken nobody for good.
             mark = seen | JOINED | (WITNESS if plain else 0)
@@ -347,29 +519,35 @@ cdef int region_need(Region *r, uint64_t block) noexcept nogil:
     """
     cdef Thread *me = thread_self()
     cdef int filled
-    cdef int error = _need(r, block, me, me.tid if me != NULL else lm_gettid(), True, False, &filled)
+    cdef int error = _need(r, block, me, me.tid if me != NULL else lm_gettid(), True, False, False, &filled)
     if error:
         wake_block(r, block)
     return error
 
 
-cdef int _refill(Region *r, uint64_t addr, uint64_t block, Thread *me, int *filled) noexcept nogil:
+cdef int _refill(Region *r, uint64_t addr, uint64_t block, uint32_t toucher, Thread *me, bint written, int *filled) noexcept nogil:
     """A fault on a block that the table calls resident. If its page really is gone (somebody's MADV_DONTNEED, a memory
     error), fetch the block again; pages that stayed keep what they hold. Behind a mapping bytes cannot go: it is shown again.
-    Return: 0 / -errno."""
+    `written`: it is, or may be, the write to what is protected. Return: 0 / -errno."""
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word), tid = me.tid if me != NULL else lm_gettid()
     cdef int error
     if r.delivery == MPROTECT:
         return place_shown_again(r, block)
     if not page_is_absent(addr & ~(page_nbytes() - 1)):
+        if written and (seen & STATE) == LEAVING and (seen >> DETAIL_SHIFT) == toucher:  # it is storing the block itself
+            lm_or32(word, AGAIN)
+            uffd_protect(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)), False)
+        elif written:
+            error = block_written(r, block, tid)
+            return error if error != -EAGAIN else 0
         return 0  # it came between the fault and us
     if (seen & STATE) != RESIDENT and (seen & STATE) != DIRTY:
         return 0  # it is being seen to: the next touch decides
     error = _own_source_runs(r, me)
     if error == 0 and lm_cas32(word, seen, FILLING | AGAIN | (tid << DETAIL_SHIFT)):
         lm_count(&r.counters.refilled, 1)
-        error = _fill(r, block)
+        error = _fill(r, block, False, seen)
         filled[0] = error == 0
     return error
 
@@ -402,8 +580,8 @@ cdef void _note_nesting(Thread *toucher) noexcept nogil:
         lm_store32(&(<Region *>toucher.chain[i]).nests, 1)
 
 
-cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcept nogil:
-    """Answer a touch of an absent page by thread `tid` (inline: the caller itself).
+cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, int access, bint wait) noexcept nogil:
+    """Answer a touch of an absent page by thread `tid` (inline: the caller itself), or its write to a protected one.
 
     Every fault is accounted for: taken = filled + joined + failed.
     Return: GOES_ON; LATER (only without `wait`); -errno: it may not go on. GIL: kept if held. Blocks: as `region_need`.
@@ -412,12 +590,14 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
     cdef Thread *me = thread_self()
     cdef Thread *toucher = me
     cdef int error, filled = 0
-    cdef bint lent = False, sure = True, ends
+    cdef bint lent = False, sure = True, ends, written
     lm_count(&r.counters.taken, 1)
     if lm_load32(&r.status) != LIVE or addr >= r.base + r.map_nbytes or r.nblocks == 0:
         lm_count(&r.counters.failed, 1)
         return -ESHUTDOWN
     block = (addr - r.base) // r.block_nbytes
+    # Where nobody says what the touch was: one of a block that was there already can only have been a write.
+    written = r.tracking == SYNC and (access == PROTECTS or (access == UNKNOWN and is_resident(lm_load32(&r.words[block]))))
     if me == NULL or me.tid != tid:
         toucher = thread_find(tid)
         error = 0
@@ -445,19 +625,20 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, bint wait) noexcep
             lm_count(&r.counters.failed, <uint64_t>-1)
     elif error == 0 and toucher != NULL and toucher.error and (toucher.operations or toucher.depth):
         error = -toucher.error  # one deadline per operation: after the first miss that failed, the others fail at once
-        if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
+        if (lm_load32(&r.words[block]) & STATE) not in (MISSING, FAILED):
             error = 0
         sure = True
     elif error == 0 and toucher != NULL and toucher.loose_error and toucher.loose_era == failures_era():
         error = -toucher.loose_error  # the same for a scan outside operations, until its thread has been told
-        if (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY, FILLING):
+        if (lm_load32(&r.words[block]) & STATE) not in (MISSING, FAILED):
             error = 0
     if error == 0:
         ends = me != NULL and touch_may_be_ended(me, tid)
         # A source's touch waits here even for another thread's fill: two that wait for each other must meet a deadline.
-        error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth), &filled)
+        error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth),
+                      access == WRITES, &filled)
         if error == 0 and not filled:
-            error = _refill(r, addr, block, me, &filled)
+            error = _refill(r, addr, block, tid, me, written, &filled)
         if ends:
             wait_is_over(me)
     if me != toucher and me != NULL:

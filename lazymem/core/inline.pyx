@@ -15,9 +15,9 @@ taken for the first array without a userfaultfd, at the first close, and in a fo
 
 Never SA_ONSTACK: sources may need more than a small alternate stack. SA_NODEFER: a source may touch another lazy array.
 """
-from lazymem.core.abi cimport UFFD_FEATURE_POISON, UFFD_FEATURE_SIGBUS
+from lazymem.core.abi cimport UFFD_FEATURE_SIGBUS
 from lazymem.core.failure cimport guards_now
-from lazymem.core.fill cimport region_touch
+from lazymem.core.fill cimport PROTECTS, READS, UNKNOWN, WRITES, region_touch
 from lazymem.core.mprotect cimport mprotect_exposed
 from lazymem.core.native cimport *
 from lazymem.core.region cimport (
@@ -84,6 +84,17 @@ cdef extern from *:
     }
     /* What was tried? */
     enum { LM_READ, LM_WRITE, LM_EITHER, LM_OTHER };
+    /* Was it tried on a page that is there? 1, 0; -1 the processor does not say. */
+    static int lm_was_there(const void *ucontext)
+    {
+    #if defined(__x86_64__)
+        const ucontext_t *u = ucontext;
+        if (u->uc_mcontext.gregs[REG_TRAPNO] == 14)
+            return u->uc_mcontext.gregs[REG_ERR] & 1;
+    #endif
+        (void)ucontext;
+        return -1;
+    }
     static int lm_access(const siginfo_t *info, const void *ucontext)
     {
     #if defined(__x86_64__)
@@ -117,7 +128,8 @@ cdef extern from *:
     int lm_signal_take(int sig, lm_handler handler) noexcept nogil
     void lm_signal_pass(int sig, siginfo_t *info, void *ucontext, bint again) noexcept nogil
     int lm_access(const siginfo_t *info, const void *ucontext) noexcept nogil
-    int LM_WRITE, LM_EITHER, LM_OTHER
+    int LM_READ, LM_WRITE, LM_EITHER, LM_OTHER
+    int lm_was_there(const void *ucontext) noexcept nogil
     void lm_process_is_this() noexcept nogil
     bint lm_is_this_process() noexcept nogil
     bint lm_blocks(int sig) noexcept nogil
@@ -144,6 +156,13 @@ cdef void _pass(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
     lm_passing_more(-1)
 
 
+cdef int _tried(siginfo_t *info, void *ucontext) noexcept nogil:
+    cdef int access = lm_access(info, ucontext), there = lm_was_there(ucontext)
+    if there < 0:
+        return UNKNOWN
+    return READS if access == LM_READ else PROTECTS if there else WRITES
+
+
 cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
     """Async-signal-safe. errno is the interrupted code's and is put back."""
     cdef int saved = lm_errno_get(), error = 0
@@ -163,13 +182,13 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
         lm_errno_set(saved)
         return
     if r.delivery == INLINE:
-        error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
+        error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), _tried(info, ucontext), True)
     elif me != NULL and (me.operations or me.depth):
-        error = region_touch(r, addr, me.tid, True)  # poison of an earlier touch: this one can raise, so try anew
+        error = region_touch(r, addr, me.tid, _tried(info, ucontext), True)  # poison of an earlier touch: this one can raise, so try anew
     else:
         error = _error_of_poison(r, addr)
         if error == 0:  # poison without a failure any more: filling it heals it, going on without would end here again
-            error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True)
+            error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), _tried(info, ucontext), True)
     _go_on(r, addr, me, error, sig, info, ucontext)
     lm_errno_set(saved)
 
@@ -246,7 +265,7 @@ cdef void _on_sigsegv(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
             if not lm_is_this_process():
                 loud_stop(r, addr, ENOENT)
             elif _is_touch(r, addr, me, lm_access(info, ucontext)):
-                _go_on(r, addr, me, region_touch(r, addr, me.tid if me != NULL else lm_gettid(), True), sig, info, ucontext)
+                _go_on(r, addr, me, region_touch(r, addr, me.tid if me != NULL else lm_gettid(), _tried(info, ucontext), True), sig, info, ucontext)
                 lm_errno_set(saved)
                 return
         elif status in (CLOSED, LOST, SEVERED, UNREGISTERED):
@@ -287,7 +306,7 @@ cdef Uffd *inline_uffd() noexcept nogil:
 
 cdef int _open() noexcept nogil:
     """Return: 0 / -errno. That there is no guardian to be had is no error."""
-    cdef int error = uffd_open(&_uffd, UFFD_FEATURE_SIGBUS, UFFD_FEATURE_POISON)
+    cdef int error = uffd_open(&_uffd, UFFD_FEATURE_SIGBUS, False)
     if error == 0:
         uffd_guard(&_uffd)
     return error

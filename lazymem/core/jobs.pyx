@@ -11,10 +11,11 @@ resident whole; where the kernel refuses, nothing is lost.
 from libc.string cimport memcpy, memset
 
 from lazymem.core.abi cimport MADV_COLLAPSE
-from lazymem.core.fill cimport region_need
+from lazymem.core.fill cimport region_need, region_need_unit
+from lazymem.core.frames cimport UNITS
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region
-from lazymem.core.table cimport DIRTY, RESIDENT, STATE
+from lazymem.core.table cimport MISSING, is_resident
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_self
 
 
@@ -57,15 +58,34 @@ cdef uint32_t _bell = 0      # moves when a job is posted
 cdef uint32_t _helpers = 0
 
 
+cdef uint64_t _take(Job *job, bint *whole) noexcept nogil:
+    """The next block of a job; or the first of a unit that lies in it whole and is missing."""
+    cdef uint64_t n = job.r.clocks[UNITS].blocks, block
+    while True:
+        block = lm_load64(&job.next)
+        whole[0] = (job.r.units and not job.r.writable and block % n == 0 and block + n <= job.end and
+                    lm_load32(&job.r.words[block]) == MISSING)
+        if block >= job.end or lm_cas64(&job.next, block, block + (n if whole[0] else 1)):
+            return block
+
+
 cdef void _work(Job *job) noexcept nogil:
     """Take blocks of a job until there are none, or one has failed, or the region is closed."""
-    cdef uint64_t block
+    cdef uint64_t block, last
+    cdef bint whole
     cdef int error
     while lm_load32(&job.r.status) == LIVE and job.error == 0:
-        block = lm_add64(&job.next, 1)
+        block = _take(job, &whole)
         if block >= job.end:
             return
-        error = region_need(job.r, block)
+        if whole and region_need_unit(job.r, block):
+            continue
+        last = block + job.r.clocks[UNITS].blocks if whole else block + 1
+        error = 0
+        while block < last and error == 0:
+            error = region_need(job.r, block)
+            block += 1
+        block -= 1
         if error:
             lm_jobs_enter()
             if job.error == 0 or block < job.failed_block:
@@ -78,7 +98,7 @@ cdef void _work(Job *job) noexcept nogil:
 cdef bint _is_resident(Region *r, uint64_t start, uint64_t end) noexcept nogil:
     cdef uint64_t block
     for block in range(start // r.block_nbytes, (end + r.block_nbytes - 1) // r.block_nbytes):
-        if block < r.nblocks and (lm_load32(&r.words[block]) & STATE) not in (RESIDENT, DIRTY):
+        if block < r.nblocks and not is_resident(lm_load32(&r.words[block])):
             return False
     return True
 

@@ -11,7 +11,7 @@ cost of a slice.
                  are under way at once, and Ctrl-C is heard. An optimisation: what is not fetched ahead, the operation touches
     finalize, dealloc   count the instances, for close()
 """
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t, uint64_t
@@ -198,7 +198,7 @@ cdef int _ask_for(object x) except -1:
         return 0
     low, high = _bounds(x)
     # All of a range of which it reads less than half is none of its business.
-    if high > low and high - low <= 2 * <uint64_t>x.nbytes and high - low <= <uint64_t>largest_export_nbytes:
+    if high > low and high - low <= 2 * <uint64_t>x.nbytes and high - low <= _largest(r):
         owner = memory_of(r)
         owner.need(low - r.base, high - r.base)
     return 0
@@ -548,17 +548,24 @@ cdef class Export:
     """What a buffer of a LazyArray belongs to: it holds the array, and counts until the buffer is released."""
     cdef object _exporter
     cdef Region *_region
+    cdef uint64_t _start, _stop    # bytes of the region that are pinned meanwhile
+    cdef bint _writes
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         raise BufferError("a buffer of a lazy array is asked of the array")
 
     def __releasebuffer__(self, Py_buffer *view):
+        cdef Memory owner
+        if self._stop > self._start:
+            owner = memory_of(self._region)
+            if owner is not None:
+                owner.unpin(self._start, self._stop, self._writes)
         lm_sub32(&self._region.exports, 1)
 
 
 cdef int _getbuffer(PyObject *self, Py_buffer *view, int flags) except -1:
-    """Like ndarray's, and 1. what a system call would read of it is fetched first, where one could not wait for it;
-    2. the buffer is counted until it is released. System calls are given simple requests: `memoryview(a)` and
+    """Like ndarray's, and 1. what a system call would read of it is fetched first, where one could not wait for it, and pinned until it is
+    released; what it may write counts as written; 2. the buffer is counted until it is released. System calls are given simple requests: `memoryview(a)` and
     `np.asarray(a)` make others and stay lazy."""
     cdef Region *r = (<Extra *>(<char *>self + _extra_at)).region
     cdef Export export
@@ -574,27 +581,33 @@ cdef int _getbuffer(PyObject *self, Py_buffer *view, int flags) except -1:
     export._region = r
     Py_DECREF(exporter)
     if not (flags & (PyBUF_ND | PyBUF_FORMAT)) and not r.kernel_faults:
-        _fetch_ahead(r, <uint64_t>view.buf, <uint64_t>view.len)
+        export._writes = flags & PyBUF_WRITABLE != 0 and r.writable
+        if _may_fetch_ahead(r, <uint64_t>view.len):
+            memory_of(r).pin(<uint64_t>view.buf - r.base, <uint64_t>view.buf - r.base + <uint64_t>view.len, export._writes)
+            export._start = <uint64_t>view.buf - r.base
+            export._stop = export._start + <uint64_t>view.len
     lm_add32(&r.exports, 1)
     Py_INCREF(export)
     lm_buffer_give(view, <PyObject *>export)
     return 0
 
 
-cdef int _fetch_ahead(Region *r, uint64_t addr, uint64_t nbytes) except -1:
+cdef uint64_t _largest(Region *r) noexcept:
+    """How much of a region may be fetched at once because somebody might need it, bytes."""
+    cdef uint64_t largest = <uint64_t>largest_export_nbytes
+    return r.budget_nbytes // 4 if 0 < r.budget_nbytes // 4 < largest else largest
+
+
+cdef bint _may_fetch_ahead(Region *r, uint64_t nbytes) except *:
     global _warned
-    cdef Memory owner
-    if nbytes > <uint64_t>largest_export_nbytes:
-        if not _warned:
-            _warned = True
-            warnings.warn(f"a buffer of {nbytes} bytes of lazy array {r.name.decode('utf-8', 'replace')!r} is handed out "
-                          "unfetched: it is more than a quarter of what may be resident. A system call on it may end with "
-                          "EFAULT; write slices of it, or lazymem.populate them first", RuntimeWarning, stacklevel=2)
-        return 0
-    owner = memory_of(r)
-    if nbytes:
-        owner.need(addr - r.base, addr - r.base + nbytes)
-    return 0
+    if nbytes <= _largest(r):
+        return nbytes != 0
+    if not _warned:
+        _warned = True
+        warnings.warn(f"a buffer of {nbytes} bytes of lazy array {r.name.decode('utf-8', 'replace')!r} is handed out "
+                      "unfetched: it is more than a quarter of what may be resident. A system call on it may end with "
+                      "EFAULT; write slices of it, or lazymem.pin them first", RuntimeWarning, stacklevel=2)
+    return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

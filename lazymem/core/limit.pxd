@@ -1,7 +1,8 @@
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
-cdef int memory_for(uint64_t nbytes) noexcept nogil
-cdef void memory_returned(uint64_t nbytes) noexcept nogil
-cdef void account_for_files(int64_t nbytes) noexcept nogil
-cdef void account_for_memory(int64_t nbytes) noexcept nogil
-cdef void memory_limit_set(uint64_t nbytes) noexcept nogil
+cdef bint memory_take(uint64_t nbytes) noexcept nogil
+cdef void memory_give(uint64_t nbytes) noexcept nogil
+cdef uint64_t memory_used() noexcept nogil
+cdef uint64_t memory_budget() noexcept nogil
+cdef void memory_budget_set(uint64_t nbytes) noexcept nogil
+cdef void memory_force(uint64_t nbytes) noexcept nogil

@@ -298,7 +298,8 @@ def floor_start(str delivery not None, size_t source, uint64_t block_nbytes):
         raise ValueError(f"delivery={delivery!r}")
     _source = source
     _block_nbytes = block_nbytes
-    error = uffd_open(&_uffd, UFFD_FEATURE_SIGBUS if delivery == "inline" else UFFD_FEATURE_THREAD_ID, 0)
+    error = uffd_open(&_uffd, UFFD_FEATURE_SIGBUS if delivery == "inline" else UFFD_FEATURE_THREAD_ID,
+                      delivery != "inline")
     if error:
         raise OSError(-error, "userfaultfd")
     error = lm_own_sigbus(_on_sigbus) if delivery == "inline" else lm_spawn(&thread, _reader, NULL)

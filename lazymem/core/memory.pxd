@@ -8,9 +8,10 @@ cdef class Memory:
     cdef NativeSource _source
     cdef public uint32_t helpers
     cdef uint64_t _element_nbytes, _element_at
-    cdef int _writes_back_in   # the number of the process that writes back; 0: none does
     cdef object __weakref__
     cdef int need(self, uint64_t start, uint64_t stop) except -1
+    cpdef pin(self, uint64_t start, uint64_t stop, bint write)
+    cpdef unpin(self, uint64_t start, uint64_t stop, bint write)
     cdef int _run(self, uint64_t start, uint64_t stop) except -1
 
 cdef object memory_of(Region *r)

@@ -14,17 +14,21 @@ from lazymem.core.fill cimport region_fetch, region_is_zero, region_need
 from lazymem.core.interrupt cimport operation_may_be_ended, wait_is_over
 from lazymem.core.inline cimport inline_uffd
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel
-from lazymem.core.limit cimport account_for_memory, memory_limit_set
+from lazymem.core.evict cimport evict_blocks
+from lazymem.core.frames cimport SMALL, UNITS
+from lazymem.core.limit cimport memory_budget, memory_budget_set, memory_used
 from lazymem.core.native cimport *
 from lazymem.core.place cimport place_shown_all
 from lazymem.core.reaper cimport reap_later, reap_now
 from lazymem.core.region cimport *
 from lazymem.core.source cimport NativeSource
 from lazymem.core.standin cimport forget_standins, stores_lost
-from lazymem.core.table cimport DIRTY, FAILED, MISSING, RESIDENT, STATE
+from lazymem.core.pins cimport region_pin, region_unpin
+from lazymem.core.table cimport FAILED, MISSING, STATE, is_resident, is_waiting
 from lazymem.core.thread cimport Thread, thread_self
 from lazymem.core.threads cimport threads_uffd
 from lazymem.core.uffd cimport Uffd, page_nbytes
+from lazymem.core.writes cimport blocks_written, region_dirty, region_flush
 
 from lazymem.core.failure import cause_of
 from lazymem.errors import page_error
@@ -38,9 +42,14 @@ cdef extern from "unistd.h":
 _CLOSE_PATIENCE_NS = 5_000_000_000
 
 
-def set_memory_limit(uint64_t nbytes):
-    """Let no fetch take the process past so many resident bytes; 0: any may."""
-    memory_limit_set(nbytes)
+def set_budget(uint64_t nbytes):
+    """How much all arrays together may have, resident and waiting, bytes; 0: any amount."""
+    memory_budget_set(nbytes)
+
+
+def budget():
+    """What `set_budget` was told, and what all arrays have now. Blocks: no. GIL: kept."""
+    return memory_budget(), memory_used()
 
 
 cdef int raise_page_error(Region *r, uint64_t block, int error) except -1:
@@ -125,6 +134,10 @@ cdef class Memory:
     timeout_ns, retries : int
     writes_back : bool
         What is written goes back to the source.
+    filling : int
+        0 auto, 1 copy, 2 move, 3 zero.
+    budget_nbytes : int, bytes
+        How much of it may be resident or wait; 0: as much as the process may have.
 
     Attributes
     ----------
@@ -144,17 +157,18 @@ cdef class Memory:
     """
 
     def __cinit__(self, NativeSource source not None, uint64_t block_nbytes, int delivery, bint writable,
-                  str name not None, uint64_t timeout_ns, uint32_t retries, bint writes_back=False):
+                  str name not None, uint64_t timeout_ns, uint32_t retries, bint writes_back=False, int filling=0,
+                  uint64_t budget_nbytes=0):
         cdef int error = 0
         cdef bytes encoded = name.encode("utf-8", "replace")[-(NAME_NBYTES - 1):]
         cdef const char *text = encoded
         cdef Uffd *uffd = NULL
         cdef Region *r
+        cdef Terms terms
         if block_nbytes == 0 or block_nbytes % page_nbytes():
             raise ValueError(f"block_nbytes={block_nbytes} is not a multiple of the page ({page_nbytes()} bytes)")
         if writes_back and source.source.store == NULL:
             raise ValueError(f"{name}: its source takes no bytes back")
-        self._writes_back_in = lm_process() if writes_back else 0
         if source.source.direct != NULL:
             r = region_at(<uint64_t>source.source.direct)
             if r != NULL and source.nbytes:
@@ -164,8 +178,16 @@ cdef class Memory:
         self._source = source
         if delivery != MPROTECT:
             uffd = threads_uffd() if delivery == THREADS else inline_uffd()
-        self.region = region_create(source.source, source.nbytes, block_nbytes, uffd, delivery, ANONYMOUS, writable,
-                                    timeout_ns, retries, text, &error)
+        terms.block_nbytes = block_nbytes
+        terms.delivery = delivery
+        terms.kind = ANONYMOUS
+        terms.filling = filling
+        terms.writable = writable
+        terms.writes_back = writes_back
+        terms.budget_nbytes = budget_nbytes
+        terms.timeout_ns = timeout_ns
+        terms.retries = retries
+        self.region = region_create(source.source, source.nbytes, &terms, uffd, text, &error)
         if self.region == NULL:
             if error == -ENOMEM:
                 raise MemoryError(f"no address space for an array of {source.nbytes} bytes: look at RLIMIT_AS (ulimit -v), "
@@ -258,7 +280,7 @@ cdef class Memory:
     @property
     def writes_back(self):
         """Does what is written go back to the source? In a forked child it does not."""
-        return self._writes_back_in == lm_process()
+        return self.region.writes_back
 
     @property
     def delivery(self):
@@ -327,7 +349,7 @@ cdef class Memory:
         if lm_load32(&r.status) != LIVE:
             lm_sub32(&r.users, 1)
             refuse(r)
-        while first < last and (lm_load32(&r.words[first]) & STATE) in (RESIDENT, DIRTY):
+        while first < last and is_resident(lm_load32(&r.words[first])):
             first += 1  # the common case, all there, without giving up the GIL
         error = 0
         if first < last:
@@ -402,7 +424,7 @@ cdef class Memory:
         if lm_load32(&r.status) != LIVE:
             return answer
         for block in range(first, last):
-            out[block - first] = (lm_load32(&r.words[block]) & STATE) in (RESIDENT, DIRTY)
+            out[block - first] = is_resident(lm_load32(&r.words[block]))
         return answer
 
     def resident_blocks(self):
@@ -413,7 +435,7 @@ cdef class Memory:
         if lm_load32(&r.status) == LIVE:
             with nogil:
                 for block in range(r.nblocks):
-                    n += (r.words[block] & STATE) in (RESIDENT, DIRTY)
+                    n += is_resident(r.words[block])
         lm_sub32(&r.users, 1)
         return n
 
@@ -425,7 +447,15 @@ cdef class Memory:
             "failed": lm_load64(&c.failed), "blocks": lm_load64(&c.blocks), "nbytes_asked": lm_load64(&c.asked),
             "nbytes_used": lm_load64(&c.used), "zeroed": lm_load64(&c.zeroed),
             "refilled": lm_load64(&c.refilled), "eexist": lm_load64(&c.copy.eexist),
-            "eagain": lm_load64(&c.copy.eagain), "reexposed": lm_load64(&self.region.exposure.reexposed), "errors": lm_load64(&self.region.errors), "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
+            "eagain": lm_load64(&c.copy.eagain), "reexposed": lm_load64(&self.region.exposure.reexposed),
+            "errors": lm_load64(&self.region.errors), "moved": lm_load64(&c.moved), "refused": lm_load64(&c.refused),
+            "units": lm_load64(&c.units), "evicted": lm_load64(&c.evicted), "rescued": lm_load64(&c.rescued),
+            "recycled": lm_load64(&c.recycled), "pinned": lm_load64(&c.pinned), "stored": lm_load64(&c.stored),
+            "stored_nbytes": lm_load64(&c.stored_nbytes), "store_errors": lm_load64(&self.region.store_errors),
+            "waiting_nbytes": (lm_load32(&self.region.clocks[SMALL].waiting) * self.region.clocks[SMALL].nbytes +
+                               lm_load32(&self.region.clocks[UNITS].waiting) * self.region.clocks[UNITS].nbytes),
+            "held_nbytes": lm_load64(&self.region.held),
+            "latency": [lm_load64(&c.latency[i]) for i in range(BUCKETS)],
         }
 
     def changed(self):
@@ -473,23 +503,10 @@ cdef class Memory:
         Blocks: as long as fetching what is resident takes. GIL: kept.
         """
         cdef Region *r = self.region
-        cdef uint64_t block, nbytes
-        cdef void *fresh
-        cdef bint found = False
-        if not self.writes_back or stop <= start or lm_load32(&r.status) != LIVE:
+        cdef uint64_t last = min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)
+        if stop <= start or lm_load32(&r.status) != LIVE:
             return False
-        fresh = malloc(r.block_nbytes)
-        if fresh == NULL:
-            raise MemoryError
-        for block in range(start // r.block_nbytes, min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)):
-            if (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED) or region_need(r, block):
-                continue
-            nbytes = region_block_nbytes(r, block)
-            if region_fetch(r, block, fresh) or memcmp(fresh, <void *>(r.base + block * r.block_nbytes), nbytes):
-                found = True
-                break
-        free(fresh)
-        return found
+        return region_dirty(r, start // r.block_nbytes, last)
 
     def flush(self, uint64_t start, uint64_t stop):
         """Write back what was written to bytes [start, stop), and have the source make it safe.
@@ -520,18 +537,7 @@ cdef class Memory:
         while called_off:
             ends = me != NULL and operation_may_be_ended(me)
             with nogil:
-                for block in range(start // r.block_nbytes, last):
-                    # A handler publishes a block after it has woken the toucher, who may have written by then: wait for it.
-                    if (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED) or region_need(r, block):
-                        continue
-                    error = place_shown_all(r, block, block + 1)
-                    if error == 0:
-                        error = r.source.store(r.source.ctx, <void *>(r.base + block * r.block_nbytes), block * r.block_nbytes,
-                                               region_block_nbytes(r, block))
-                    if error:
-                        break
-                if error == 0 and r.source.sync != NULL:
-                    error = r.source.sync(r.source.ctx)
+                error = region_flush(r, start // r.block_nbytes, last, &block)
             called_off = ends and wait_is_over(me) and error == -EINTR
             try:
                 PyErr_CheckSignals()
@@ -542,6 +548,78 @@ cdef class Memory:
         if error:
             made = error_of(r, block, -error, True)
             raise made from made.__cause__
+
+    def evict(self, uint64_t start, uint64_t stop):
+        """Give the memory of bytes [start, stop) back to the kernel; what is dirty is written first.
+
+        Returns
+        -------
+        int
+            How many blocks stay all the same: pinned, or not to be written.
+
+        Notes
+        -----
+        Blocks: on writing. GIL: released meanwhile.
+        """
+        cdef Region *r = self.region
+        cdef uint64_t last = min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks), left
+        if lm_load32(&r.status) != LIVE:
+            refuse(r)
+        if stop <= start:
+            return 0
+        lm_add32(&r.users, 1)
+        with nogil:
+            left = evict_blocks(r, start // r.block_nbytes, last)
+        lm_sub32(&r.users, 1)
+        return left
+
+    cpdef pin(self, uint64_t start, uint64_t stop, bint write):
+        """Fetch bytes [start, stop) and keep them from being evicted, until `unpin` of the same. `write`: they count as written.
+
+        Raises
+        ------
+        PageError
+            A block could not be fetched; nothing is pinned then.
+
+        Notes
+        -----
+        Blocks: on the source. GIL: released meanwhile.
+        """
+        cdef Region *r = self.region
+        cdef uint64_t first = start // r.block_nbytes, failed = 0
+        cdef uint64_t last = min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)
+        cdef int error
+        self.need(start, stop)     # several at once, and so that Ctrl-C is heard
+        lm_add32(&r.users, 1)
+        with nogil:
+            error = region_pin(r, first, last, &failed)
+            if error == 0 and write:
+                blocks_written(r, first, last)
+        lm_sub32(&r.users, 1)
+        if lm_load32(&r.status) != LIVE:
+            refuse(r)
+        if error:
+            raise_page_error(r, failed, -error)
+
+    cpdef unpin(self, uint64_t start, uint64_t stop, bint write):
+        """What `pin` of the same bytes pinned may be evicted; with `write` it has been written until now. Blocks: no. GIL: kept."""
+        cdef Region *r = self.region
+        cdef uint64_t first = start // r.block_nbytes
+        cdef uint64_t last = min((stop + r.block_nbytes - 1) // r.block_nbytes, r.nblocks)
+        if stop > start and lm_load32(&r.status) == LIVE:
+            if write:
+                blocks_written(r, first, last)
+            region_unpin(r, first, last)
+
+    @property
+    def budget_nbytes(self):
+        """How much of it may be resident or wait, bytes; 0: as much as the process may have."""
+        return self.region.budget_nbytes
+
+    @property
+    def held_nbytes(self):
+        """How much of it is resident or waits, bytes."""
+        return lm_load64(&self.region.held)
 
     def references(self, root):
         """How many references there are to what a weak reference points to, one of them this function's own; 0 it is dead."""
@@ -598,7 +676,6 @@ cdef int _end(Region *r, uint64_t patience_ns):
         error = region_close(r, lm_now_ns() + patience_ns)
         if error == 0:  # else a fetch may still count its own down
             forget_standins(r)
-        account_for_memory(<int64_t>lm_load64(&r.held))
     return error
 
 

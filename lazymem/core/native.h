@@ -109,6 +109,9 @@ static inline void lm_errno_set(int value) { errno = value; }
 
 static inline uint32_t lm_main_thread(void) { return (uint32_t)getpid(); }   /* its number */
 static inline uint32_t lm_gettid(void) { return (uint32_t)syscall(SYS_gettid); }
+static inline uint64_t lm_memory_nbytes(void) { return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE); }
+/* Write to a page what is there: it is this process's alone then, if it was shared with a child or with its like. */
+static inline void lm_make_own(void *page) { __atomic_fetch_add((uint8_t *)page, 0, __ATOMIC_SEQ_CST); }
 static inline int lm_thread_is_gone(uint32_t tid) { return syscall(SYS_tgkill, getpid(), tid, 0) != 0 && errno == ESRCH; }
 static inline int lm_signal_thread(uint32_t tid, int sig) { return (int)syscall(SYS_tgkill, getpid(), tid, sig); }
 
@@ -175,6 +178,15 @@ static inline void lm_no_signals(sigset_t *before)
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, before);
+}
+/* The same, but for the faults of its own touches. */
+static inline void lm_no_signals_but_faults(sigset_t *before)
+{
+    sigset_t most;
+    sigfillset(&most);
+    sigdelset(&most, SIGBUS);
+    sigdelset(&most, SIGSEGV);
+    pthread_sigmask(SIG_SETMASK, &most, before);
 }
 static inline void lm_signals_again(const sigset_t *before) { pthread_sigmask(SIG_SETMASK, before, NULL); }
 

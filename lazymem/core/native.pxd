@@ -40,6 +40,9 @@ cdef extern from "native.h" nogil:
     ctypedef struct sigset_t:
         pass
     void lm_no_signals(sigset_t *before)
+    void lm_no_signals_but_faults(sigset_t *before)
+    uint64_t lm_memory_nbytes()
+    void lm_make_own(void *page)
     void lm_signals_again(const sigset_t *before)
     void lm_name_thread(const char *name)
     int lm_start_thread(void *(*run)(void *) noexcept nogil, size_t stack_nbytes)
@@ -56,4 +59,4 @@ cdef extern from "errno.h" nogil:
     enum:
         EACCES, EAGAIN, EBADF, EBUSY, EDEADLK, EDQUOT, EEXIST, EFAULT, EINTR, EINVAL, EIO, ELOOP, ENODATA, ENOENT, ENOMEM
         ECHILD, EFBIG, ENOBUFS, ENOSPC, ENOTTY, ENXIO
-        ENOSYS, EPERM, EPIPE, EREMOTEIO, ESRCH, EPROTO, ESHUTDOWN, ESTALE, ETIMEDOUT
+        ENOSYS, EOPNOTSUPP, EPERM, EPIPE, EREMOTEIO, ESRCH, EPROTO, EROFS, ESHUTDOWN, ESTALE, ETIMEDOUT

@@ -11,7 +11,7 @@ from lazymem.core.mprotect cimport (
 from lazymem.core.native cimport *
 from lazymem.core.region cimport MPROTECT, Region, region_block_nbytes, whole_pages
 from lazymem.core.table cimport DIRTY, RESIDENT, STATE
-from lazymem.core.uffd cimport PLAINLY, page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
+from lazymem.core.uffd cimport PLAINLY, PROTECTED, page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
 
 
 cdef extern from "native.h" nogil:
@@ -20,15 +20,15 @@ cdef extern from "native.h" nogil:
     int MADV_DONTNEED
 
 
-cdef int place_bytes(Region *r, uint64_t at, uint64_t src, uint64_t nbytes) noexcept nogil:
+cdef int place_bytes(Region *r, uint64_t at, uint64_t src, uint64_t nbytes, bint protected) noexcept nogil:
     """Place bytes of one block; pages that are there, and blocks that are shown, keep what they hold.
 
-    Units: at and nbytes whole pages. Return: 0 / -errno. GIL: never. Blocks: while somebody changes the mapping. Thread: the
+    Units: at and nbytes whole pages. `protected`: a write to them is to be noticed. Return: 0 / -errno. GIL: never. Blocks: while somebody changes the mapping. Thread: the
     claimer.
     """
     if r.delivery == MPROTECT:
         return mprotect_write(&r.exposure, at, <const void *>src, nbytes)
-    return uffd_copy(r.uffd, r.base + at, src, nbytes, PLAINLY, &r.counters.copy)
+    return uffd_copy(r.uffd, r.base + at, src, nbytes, PROTECTED if protected else PLAINLY, &r.counters.copy)
 
 
 cdef int place_zeros(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
@@ -82,13 +82,17 @@ cdef int place_shown_all(Region *r, uint64_t first, uint64_t last) noexcept nogi
 cdef int place_empty(Region *r, uint64_t block) noexcept nogil:
     """Nothing is in place, and a touch is a fault again. Return: 0 / -errno: it is in place still. GIL: never. Blocks: no.
     Thread: the claimer of the block."""
-    cdef void *memory = <void *>(r.base + block * r.block_nbytes)
-    cdef uint64_t whole = whole_pages(region_block_nbytes(r, block))
     if r.delivery == MPROTECT:
         return mprotect_remove(&r.exposure, block)
-    if madvise(memory, whole, MADV_DONTNEED) and madvise(memory, whole, MADV_DONTNEED_LOCKED):
-        munlock(memory, whole)  # before Linux 5.18
-        if madvise(memory, whole, MADV_DONTNEED):
+    return place_empty_range(r, block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
+
+
+cdef int place_empty_range(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
+    """`place_empty` of several blocks; only with a userfaultfd. Units: `at`, bytes of the region. GIL: never. Blocks: no."""
+    cdef void *memory = <void *>(r.base + at)
+    if madvise(memory, nbytes, MADV_DONTNEED) and madvise(memory, nbytes, MADV_DONTNEED_LOCKED):
+        munlock(memory, nbytes)  # before Linux 5.18
+        if madvise(memory, nbytes, MADV_DONTNEED):
             return -errno
     return 0
 

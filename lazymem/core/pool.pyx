@@ -14,7 +14,8 @@ cdef extern from "native.h" nogil:
     void *mmap(void *, size_t, int, int, int, long)
     int munmap(void *, size_t)
     int madvise(void *, size_t, int)
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTFORK, MADV_DONTNEED
+    int munlock(const void *, size_t)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE
     void *MAP_FAILED
 
 cdef enum:
@@ -22,6 +23,7 @@ cdef enum:
     KEPT = 64
     # Above this a given block's memory goes back to the kernel at once: 64 of a large class would be a lot to sit on.
     KEEP_NBYTES = 4194304
+    HUGE_NBYTES = 2097152
 
 ctypedef struct SizeClass:
     uint64_t taken             # a bit per staging block
@@ -32,10 +34,22 @@ memset(_classes, 0, sizeof(_classes))
 
 
 cdef void *_map(uint64_t nbytes) noexcept nogil:
-    cdef void *staging = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    """Huge pages where they fit: such a block is moved whole. Locked by nobody, or it could not be moved (mlockall)."""
+    cdef uint64_t slack = HUGE_NBYTES if nbytes >= HUGE_NBYTES else 0, start, base
+    cdef void *staging = mmap(NULL, nbytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if staging == MAP_FAILED:
         return NULL
+    if slack:
+        start = <uint64_t>staging
+        base = (start + slack - 1) & ~(slack - 1)
+        if base > start:
+            munmap(staging, base - start)
+        if start + slack > base:
+            munmap(<void *>(base + nbytes), start + slack - base)
+        staging = <void *>base
+        madvise(staging, nbytes, MADV_HUGEPAGE)
     madvise(staging, nbytes, MADV_DONTFORK)
+    munlock(staging, nbytes)
     return staging
 
 

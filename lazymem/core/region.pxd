@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from lazymem.core.frames cimport Clock, KINDS
 from lazymem.core.mprotect cimport Exposure
 from lazymem.core.source cimport Source
 from lazymem.core.uffd cimport CopyCounts, Uffd
@@ -11,6 +12,17 @@ cdef enum Delivery:
 
 cdef enum Kind:
     ANONYMOUS = 0        # private memory of the process; shared memory comes later
+
+cdef enum Filling:       # how bytes come into place
+    FILL_AUTO = 0
+    FILL_COPY = 1
+    FILL_MOVE = 2
+    FILL_ZERO = 3
+
+cdef enum Tracking:      # how writes are noticed
+    UNTRACKED = 0        # not at all: what may be written is taken for written
+    SYNC = 1             # the first write to a block is a fault
+    ASYNC = 2            # the kernel notes them (PAGEMAP_SCAN)
 
 cdef enum Status:
     FREED = 0            # the slot is nobody's
@@ -34,8 +46,28 @@ ctypedef struct Counters:
     uint64_t used        # bytes of them that were put into the region
     uint64_t zeroed      # blocks known to be zeros, and not asked for
     uint64_t refilled    # blocks resident in the table and absent in the kernel
+    uint64_t moved       # fills by MOVE, of blocks or units
+    uint64_t refused     # fills, evictions and rescues that MOVE did not do
+    uint64_t units       # of the fills, those of a unit
+    uint64_t evicted     # frames that were moved out of the region
+    uint64_t rescued     # of them, those that were wanted again before their memory was
+    uint64_t recycled    # and those whose memory went to another fetch, or back to the kernel
+    uint64_t pinned      # evictions that did not take place: pinned, here or by the kernel
+    uint64_t stored      # blocks, and their bytes, that were written back, or into the scratch file
+    uint64_t stored_nbytes
     CopyCounts copy
     uint64_t latency[BUCKETS]
+
+ctypedef struct Terms:   # what a region is to be
+    uint64_t block_nbytes
+    int delivery
+    int kind
+    int filling
+    bint writable        # the user may write
+    bint writes_back     # what he writes goes to the source
+    uint64_t budget_nbytes
+    uint64_t timeout_ns
+    uint32_t retries
 
 ctypedef struct Region:
     uint64_t base        # address, bytes; page aligned
@@ -77,11 +109,24 @@ ctypedef struct Region:
     uint32_t failed_attempts
     uint64_t stores_lost   # stand-ins dropped since somebody was told of it, into which the program had stored; the first of them
     uint64_t store_lost_block
-    uint64_t held        # bytes of memory that fills have put here
+    uint64_t held        # bytes of its frames: resident, or waiting
+    uint64_t budget_nbytes  # of that, at most; 0: as much as the process may have
+    uint64_t most_nbytes # what its frames were made for
+    uint64_t floor_nbytes   # nobody else takes memory from it below this
+    Clock clocks[KINDS]
+    int filling
+    int tracking
+    bint moves           # pages may be moved: private memory that is mapped writable, and a kernel that can
+    bint units           # a sequential stream is fetched in units
+    bint writes_back
+    int store_error      # errno of the latest block that could not be written, which one; of those since a flush
+    uint64_t store_block
+    uint64_t store_errors
     Counters counters
 
-cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, Uffd *uffd, int delivery, int kind,
-                           bint writable, uint64_t timeout_ns, uint32_t retries, const char *name, int *error) noexcept nogil
+cdef Region *region_create(Source source, uint64_t nbytes, const Terms *terms, Uffd *uffd, const char *name,
+                           int *error) noexcept nogil
+cdef bint region_slots(Region *r, Clock *c) noexcept nogil
 cdef Region *region_enter(uint64_t addr) noexcept nogil
 cdef void region_leave(Region *r) noexcept nogil
 cdef Region *region_numbered(uint64_t id) noexcept nogil

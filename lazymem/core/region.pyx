@@ -16,16 +16,19 @@ from libc.string cimport memcpy, memmove, memset, strncpy
 from libc.stdint cimport int64_t
 
 from lazymem.core.failure cimport failure_log, standins_count
-from lazymem.core.limit cimport account_for_files, account_for_memory, memory_for, memory_returned
+from lazymem.core.frames cimport *
+from lazymem.core.limit cimport memory_force, memory_give, memory_take
 from lazymem.core.mprotect cimport (
     mprotect_copy, mprotect_copy_end, mprotect_empty, mprotect_forget_all, mprotect_inherit, mprotect_open, mprotect_release,
     mprotect_shut, mprotect_was_copied,
 )
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
-from lazymem.core.table cimport DIRTY, LEAVING, MISSING, RESIDENT, STANDIN, STATE, table_create, table_destroy
+from lazymem.core.table cimport *
 from lazymem.core.uffd cimport (
-    FAULTS_MISSING, Uffd, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_register, uffd_wake, uffds_unguarded,
+    FAULTS_MISSING, FAULTS_WRITE, Uffd, page_is_absent, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_moves, uffd_protect,
+    uffd_register,
+    uffd_tracks, uffd_tracks_async, uffd_wake, uffds_unguarded,
 )
 
 
@@ -64,8 +67,11 @@ cdef extern from *:
 
 # Longer than a handler thread takes from waking who touched to having left.
 cdef uint64_t PARTING_NS = 10000
-# Huge pages, once we use them, need regions that start where they do.
+# Huge pages need regions that start where they do.
 cdef uint64_t ALIGN_NBYTES = 2 << 20
+# An instruction may touch several blocks at once; so many can always be resident.
+cdef uint64_t FLOOR_BLOCKS = 16
+cdef uint64_t FLOOR_PAGES = 64
 
 ctypedef struct Entry:
     uint64_t base
@@ -271,14 +277,83 @@ cdef int _map_region(Region *r) noexcept nogil:
         return error
     error = -errno if madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK) else 0
     if error == 0:
-        error = uffd_register(r.uffd, r.base, r.map_nbytes, FAULTS_MISSING)
+        error = uffd_register(r.uffd, r.base, r.map_nbytes, _faults(r))
     if error == 0:
         munlock(<void *>r.base, r.map_nbytes)
-        if r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ | (PROT_WRITE if r.writable else 0)):
+        if r.nbytes and mprotect(<void *>r.base, r.map_nbytes, _access(r)):
             error = -errno
     if error:
         _release(r.base, r.map_nbytes)
     return error
+
+
+cdef int _access(Region *r) noexcept nogil:
+    """Pages are moved between writable mappings only: then mode "r" is kept by numpy's flag."""
+    return PROT_READ | (PROT_WRITE if r.writable or r.moves else 0)
+
+
+cdef uint64_t _faults(Region *r) noexcept nogil:
+    return FAULTS_MISSING | (FAULTS_WRITE if r.tracking != UNTRACKED else 0)
+
+
+cdef bint region_slots(Region *r, Clock *c) noexcept nogil:
+    """Make the slots of a kind of frames, where its blocks wait. Return: are there any? GIL: never. Blocks: no.
+
+    Registered with the region's userfaultfd, without which nothing can be moved there. Never touched while they are empty. Inherited by forked
+    children where the region is.
+    """
+    cdef uint64_t nbytes = c.most * c.nbytes, base
+    cdef int error
+    if lm_load64(&c.slots):
+        return True
+    if not lm_cas32(&c.opening, 0, 1):
+        return False   # somebody else is at it, or they cannot be had
+    base = _reserve(nbytes) if r.uffd != NULL else 0
+    if base:
+        error = madvise(<void *>base, nbytes, MADV_DONTFORK)
+        if error == 0:
+            error = uffd_register(r.uffd, base, nbytes, _faults(r))
+        if error == 0:
+            munlock(<void *>base, nbytes)
+            error = mprotect(<void *>base, nbytes, PROT_READ | PROT_WRITE)
+        if error == 0:
+            lm_store64(&c.slots, base)
+            lm_store32(&c.opening, 0)
+            return True
+        _release(base, nbytes)
+    lm_store32(&c.opening, 2)
+    return False
+
+
+cdef void _make_clocks(Region *r) noexcept nogil:
+    """The frames lie behind the table, in the same mapping."""
+    cdef uint64_t at = r.nblocks * sizeof(uint32_t) + 16 & ~<uint64_t>15
+    cdef Frame *frames = <Frame *>(<uint64_t>r.words + at)
+    cdef uint32_t most = clock_most(r.nblocks, 1, r.block_nbytes, r.most_nbytes)
+    clock_make(&r.clocks[SMALL], frames, r.block_nbytes, 1, most)
+    frames += most + 1
+    most = clock_most(r.nblocks, ALIGN_NBYTES // r.block_nbytes, ALIGN_NBYTES, r.most_nbytes) if r.units else 0
+    clock_make(&r.clocks[UNITS], frames, ALIGN_NBYTES, ALIGN_NBYTES // r.block_nbytes, most)
+
+
+cdef uint64_t _table_nbytes(Region *r) noexcept nogil:
+    cdef uint64_t frames = clock_most(r.nblocks, 1, r.block_nbytes, r.most_nbytes) + 1
+    if r.units:
+        frames += clock_most(r.nblocks, ALIGN_NBYTES // r.block_nbytes, ALIGN_NBYTES, r.most_nbytes)
+    return r.nblocks * sizeof(uint32_t) + 16 + (frames + 1) * sizeof(Frame)
+
+
+cdef void _free_slots(Region *r) noexcept nogil:
+    cdef int kind
+    for kind in range(KINDS):
+        if r.clocks[kind].slots:
+            _release(r.clocks[kind].slots, r.clocks[kind].most * r.clocks[kind].nbytes)
+            r.clocks[kind].slots = 0
+
+
+cdef void _count_nothing(Region *r) noexcept nogil:
+    """All its memory is gone, and nobody is in it: nothing of it counts any more."""
+    memory_give(lm_swap64(&r.held, 0))
 
 
 cdef void _unmap_region(Region *r) noexcept nogil:
@@ -286,11 +361,32 @@ cdef void _unmap_region(Region *r) noexcept nogil:
         mprotect_shut(&r.exposure)
         mprotect_release(&r.exposure)
     _release(r.base, r.map_nbytes)
-    table_destroy(r.words, r.nblocks)
+    _free_slots(r)
+    table_destroy(r.words, _table_nbytes(r))
 
 
-cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes, Uffd *uffd, int delivery, int kind,
-                           bint writable, uint64_t timeout_ns, uint32_t retries, const char *name, int *error) noexcept nogil:
+cdef void _settle(Region *r, const Terms *terms) noexcept nogil:
+    """What the kernel, the kind of memory and the source allow of what was wanted."""
+    cdef bint local = r.source.direct != NULL or (r.source.borrow == NULL and r.source.leaf)
+    cdef uint64_t unit_blocks = ALIGN_NBYTES // r.block_nbytes
+    r.filling = terms.filling
+    r.moves = (r.delivery != MPROTECT and r.kind == ANONYMOUS and uffd_moves(r.uffd) and
+               (terms.filling != FILL_COPY or r.writable))
+    r.tracking = UNTRACKED
+    if r.writable and r.delivery != MPROTECT and uffd_tracks(r.uffd):
+        # Of what the kernel notes by itself, only a MOVE can tell what was written at the last moment.
+        r.tracking = ASYNC if r.moves and uffd_tracks_async(r.uffd) else SYNC
+    r.units = (r.moves and local and (not r.writable or r.writes_back) and terms.filling in (FILL_AUTO, FILL_MOVE) and
+               unit_blocks > 1 and ALIGN_NBYTES % r.block_nbytes == 0 and unit_blocks <= 512 and
+               r.nbytes >= 2 * ALIGN_NBYTES and
+               (r.budget_nbytes == 0 or r.budget_nbytes >= FLOOR_BLOCKS * ALIGN_NBYTES))
+    r.floor_nbytes = FLOOR_BLOCKS * r.block_nbytes
+    if r.floor_nbytes < FLOOR_PAGES * page_nbytes():
+        r.floor_nbytes = FLOOR_PAGES * page_nbytes()
+
+
+cdef Region *region_create(Source source, uint64_t nbytes, const Terms *terms, Uffd *uffd, const char *name,
+                           int *error) noexcept nogil:
     """Make a region, every block missing, and let faults find it.
 
     Units: block_nbytes a multiple of the page. Return: NULL, and `error` an -errno: -ENOMEM no address space or no memory
@@ -298,9 +394,9 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
     """
     cdef Region *r
     cdef sigset_t before
-    cdef uint64_t page = page_nbytes()
+    cdef uint64_t page = page_nbytes(), block_nbytes = terms.block_nbytes
     cdef bint inserted
-    if kind != ANONYMOUS:
+    if terms.kind != ANONYMOUS:
         error[0] = -EINVAL
         return NULL
     lm_registry_enter(&before)
@@ -317,11 +413,16 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
     r.block_nbytes = block_nbytes
     r.nblocks = (nbytes + block_nbytes - 1) // block_nbytes
     r.uffd = uffd
-    r.delivery = delivery
-    r.kind = kind
-    r.writable = writable
-    r.timeout_ns = timeout_ns
-    r.retries = retries
+    r.delivery = terms.delivery
+    r.kind = terms.kind
+    r.writable = terms.writable
+    r.writes_back = terms.writes_back
+    r.timeout_ns = terms.timeout_ns
+    r.retries = terms.retries
+    r.budget_nbytes = terms.budget_nbytes
+    r.most_nbytes = terms.budget_nbytes if terms.budget_nbytes else lm_memory_nbytes()
+    r.store_errors = 0
+    r.store_error = 0
     r.arrays = 0
     r.exports = 0
     r.owner = NULL
@@ -337,12 +438,14 @@ cdef Region *region_create(Source source, uint64_t nbytes, uint64_t block_nbytes
     memset(&r.counters, 0, sizeof(Counters))
     strncpy(r.name, name, NAME_NBYTES - 1)
     r.name[NAME_NBYTES - 1] = 0
-    r.words = table_create(r.nblocks)
+    _settle(r, terms)
+    r.words = table_create(_table_nbytes(r))
     error[0] = -ENOMEM
     if r.words != NULL:
+        _make_clocks(r)
         error[0] = _map_region(r)
         if error[0]:
-            table_destroy(r.words, r.nblocks)
+            table_destroy(r.words, _table_nbytes(r))
     lm_registry_enter(&before)
     if error[0] == 0:
         r.id = _take_id()
@@ -425,7 +528,6 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
     lm_park(b"close 2")
     if r.delivery == MPROTECT:
         mprotect_empty(&r.exposure)
-        account_for_files(-<int64_t>lm_load64(&r.held))
     else:
         uffd_wake(r.uffd, r.base, r.map_nbytes)
     spin_until_ns = lm_now_ns() + PARTING_NS
@@ -437,6 +539,7 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
         lm_sleep_ns(pause_ns)
         if pause_ns < 1000000:
             pause_ns *= 2
+    _count_nothing(r)
     lm_park(b"close 3")
     if r.delivery == MPROTECT:
         mprotect_release(&r.exposure)
@@ -468,6 +571,7 @@ cdef bint _free(Region *r) noexcept nogil:
     lm_store32(&r.status, FREED)
     standins_count(-<int64_t>lm_load64(&r.standins))
     lm_store64(&r.standins, 0)
+    _count_nothing(r)
     _unmap_region(r)
     r.words = NULL
     return True
@@ -617,6 +721,7 @@ cdef void regions_wake(Uffd *uffd) noexcept nogil:
 
 cdef void _share_private_writes(bint share) noexcept nogil:
     cdef uint64_t i
+    cdef int kind
     cdef Region *r
     for i in range(_count):
         r = _entries[i].region
@@ -624,17 +729,22 @@ cdef void _share_private_writes(bint share) noexcept nogil:
             continue
         if r.delivery != MPROTECT:
             madvise(<void *>r.base, r.map_nbytes, MADV_DOFORK if share else MADV_DONTFORK)
+            for kind in range(KINDS):
+                if r.clocks[kind].slots:
+                    madvise(<void *>r.clocks[kind].slots, r.clocks[kind].most * r.clocks[kind].nbytes,
+                            MADV_DOFORK if share else MADV_DONTFORK)
         elif not share:
             mprotect_copy_end(&r.exposure)
-        elif memory_for(lm_load64(&r.held)) == 0:  # else it is LOST in the child
+        elif memory_take(lm_load64(&r.held)):  # else it is LOST in the child
             mprotect_copy(&r.exposure)
-            memory_returned(lm_load64(&r.held))
+            memory_give(lm_load64(&r.held))
 
 
 cdef void regions_hold() noexcept nogil:
     """Before a fork: nobody is changing the registry while it is copied. GIL: any. Blocks: for microseconds, and as long as it takes
     to copy what is resident of arrays with private writes in shared memory."""
     lm_registry_hold()
+    moves_hold()               # no block is between region and slot
     lm_park(b"fork held")
     _share_private_writes(True)
 
@@ -642,6 +752,7 @@ cdef void regions_hold() noexcept nogil:
 cdef void regions_let_go() noexcept nogil:
     """After it, in the parent and in the child. GIL: any."""
     _share_private_writes(False)
+    moves_let_go()
     lm_registry_let_go()
 
 
@@ -654,9 +765,10 @@ cdef void _keep_resident(Region *r) noexcept nogil:
         state = word & STATE
         if word == MISSING:
             continue
-        if (state == RESIDENT or state == DIRTY) and (r.delivery != MPROTECT or mprotect_was_copied(&r.exposure, block)):
-            r.words[block] = state
+        if is_resident(word) and (r.delivery != MPROTECT or mprotect_was_copied(&r.exposure, block)):
             r.counters.blocks += 1
+            continue
+        if is_waiting(word):
             continue
         if r.delivery != MPROTECT and (word & STANDIN or state == LEAVING):
             whole = whole_pages(region_block_nbytes(r, block))
@@ -664,12 +776,70 @@ cdef void _keep_resident(Region *r) noexcept nogil:
         r.words[block] = MISSING
 
 
+cdef void _keep_stored(Region *r) noexcept nogil:
+    """Blocks that the parent was writing back: what they hold is here, and is not known to be anywhere else."""
+    cdef Clock *c
+    cdef Frame *f
+    cdef uint64_t k, at
+    cdef uint32_t i
+    cdef int kind
+    for kind in range(KINDS):
+        c = &r.clocks[kind]
+        for i in range(1, c.top):
+            f = &c.frames[i]
+            if f.state != USED:
+                continue
+            for k in range(c.blocks):
+                if r.words[f.block + k] & STATE == LEAVING:
+                    at = r.base + (f.block + k) * r.block_nbytes
+                    r.words[f.block + k] = in_frame(WAITING_DIRTY if page_is_absent(at) else DIRTY, i, <uint32_t>kind)
+
+
+cdef void _keep_frames(Region *r) noexcept nogil:
+    """Frames that somebody of the parent's was filling are empty here."""
+    cdef Clock *c
+    cdef Frame *f
+    cdef uint32_t i, word
+    cdef int kind
+    _count_nothing(r)
+    for kind in range(KINDS):
+        c = &r.clocks[kind]
+        c.empty = 0
+        c.waiting = 0
+        c.opening = 0
+        for i in range(1, c.top):
+            f = &c.frames[i]
+            f.pins = 0
+            word = r.words[f.block] if f.state == USED else <uint32_t>MISSING
+            if (is_resident(word) or is_waiting(word)) and frame_of(word) == i and (word >> UNIT_SHIFT) == <uint32_t>kind:
+                r.held += c.nbytes
+                memory_force(c.nbytes)
+                c.waiting += is_waiting(word)
+                continue
+            if c.slots:
+                madvise(<void *>frame_slot(c, i), c.nbytes, MADV_DONTNEED)
+            frame_empty(c, i)
+
+
 cdef void _forget_resident(Region *r) noexcept nogil:
     """5."""
-    if madvise(r.words, r.nblocks * sizeof(uint32_t) + 1, MADV_DONTNEED):
-        memset(r.words, 0, r.nblocks * sizeof(uint32_t))  # somebody locked it (mlockall)
-    account_for_memory(<int64_t>r.held)
+    cdef int kind
+    if madvise(r.words, _table_nbytes(r), MADV_DONTNEED):
+        memset(r.words, 0, _table_nbytes(r))  # somebody locked it (mlockall)
+    memory_give(r.held)
     r.held = 0
+    _make_clocks(r)            # slots were not inherited
+
+
+cdef void _keep_written(Region *r) noexcept nogil:
+    """What is written here stays here: a child's arrays are private. Write protection is not inherited: resident is written."""
+    cdef uint64_t block
+    r.writes_back = False
+    if r.tracking == SYNC and uffd_protect(r.uffd, r.base, r.map_nbytes, True) == 0:
+        return
+    for block in range(r.nblocks):
+        if r.words[block] & STATE == RESIDENT:
+            r.words[block] ^= RESIDENT ^ DIRTY
 
 
 cdef int _inherit_file(Region *r) noexcept nogil:
@@ -677,8 +847,9 @@ cdef int _inherit_file(Region *r) noexcept nogil:
     cdef int error
     if r.writable:
         _keep_resident(r)
+        _keep_written(r)
+        _keep_frames(r)
         return mprotect_inherit(&r.exposure, True)
-    account_for_files(-<int64_t>r.held)
     _forget_resident(r)
     return mprotect_inherit(&r.exposure, False)
 
@@ -688,19 +859,30 @@ cdef int _inherit(Region *r, Uffd *uffd) noexcept nogil:
     cdef int error
     if uffd.fd < 0:
         return -EBADF
+    cdef int kind
     if r.writable:
-        error = uffd_register(uffd, r.base, r.map_nbytes, FAULTS_MISSING)
+        r.moves = r.moves and uffd_moves(uffd)
+        if r.tracking != UNTRACKED:  # what was noted of writes is lost with the parent's registration: all may be written
+            r.tracking = UNTRACKED if not uffd_tracks(uffd) else ASYNC if r.moves and uffd_tracks_async(uffd) else SYNC
+        error = uffd_register(uffd, r.base, r.map_nbytes, _faults(r))
+        for kind in range(KINDS):
+            if error == 0 and r.clocks[kind].slots:
+                error = uffd_register(uffd, r.clocks[kind].slots, r.clocks[kind].most * r.clocks[kind].nbytes, _faults(r))
         if error == 0:
+            _keep_stored(r)
             _keep_resident(r)
+            _keep_written(r)
+            _keep_frames(r)
     else:
         if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
                 -1, 0) == MAP_FAILED:
             return -errno
         madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
-        error = uffd_register(uffd, r.base, r.map_nbytes, FAULTS_MISSING)
+        r.moves = r.moves and uffd_moves(uffd)
+        error = uffd_register(uffd, r.base, r.map_nbytes, _faults(r))
         munlock(<void *>r.base, r.map_nbytes)
         _forget_resident(r)
-        if error == 0 and r.nbytes and mprotect(<void *>r.base, r.map_nbytes, PROT_READ):
+        if error == 0 and r.nbytes and mprotect(<void *>r.base, r.map_nbytes, _access(r)):
             error = -errno
     return error
 

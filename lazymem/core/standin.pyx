@@ -181,7 +181,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word), state = seen & STATE
     cdef uint64_t at = block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block))
-    if state == RESIDENT or state == DIRTY or state == FILLING or state == LEAVING:
+    if state not in (MISSING, FAILED):
         if state == FILLING and (seen >> DETAIL_SHIFT) == toucher.tid and not seen & MAKING:
             return not loose and _stand_in_own(r, block, toucher, error)
         if state == FILLING and (error == ETIMEDOUT or error == EDEADLK):
@@ -189,7 +189,7 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
         if r.delivery == MPROTECT and (state == RESIDENT or state == DIRTY) and not mprotect_exposed(&r.exposure, block):
             return False  # its bytes are here, and cannot be shown: the touch would come back for ever
         place_woken(r, at, whole)  # somebody else is more fortunate: touch again
-        return state not in (RESIDENT, DIRTY) or place_shown(r, block) == 0  # unless it is we who cannot be shown what is there
+        return not is_resident(seen) or place_shown(r, block) == 0  # unless it is we who cannot be shown what is there
     if seen & WITNESS and not loose or not (_remember_loose(r, block) if loose else _remember_standin(toucher, r, block)):
         return False
     if not lm_cas32(word, seen, FILLING | MAKING | (seen & STANDIN) | (toucher.tid << DETAIL_SHIFT)):
@@ -248,7 +248,7 @@ cdef int _map_absent(Region *r, uint64_t block) noexcept nogil:
     for i in range(page_size):  # elements of 2, 4, 8 or 16 bytes: every page of the block holds the same
         page[i] = r.absent[_phase(r, at + i)]
     while done < whole:
-        error = place_bytes(r, at + done, <uint64_t>&page[0], page_size)
+        error = place_bytes(r, at + done, <uint64_t>&page[0], page_size, False)
         if error:
             return error
         done += page_size
@@ -264,7 +264,7 @@ cdef int _map_zeros(Region *r, uint64_t at, uint64_t whole) noexcept nogil:
     while done < whole:
         error = place_zeros(r, at + done, page_nbytes())
         if error == -EEXIST:
-            error = place_bytes(r, at + done, <uint64_t>&_zeros[0], page_nbytes())
+            error = place_bytes(r, at + done, <uint64_t>&_zeros[0], page_nbytes(), False)
         if error:
             return error
         done += page_nbytes()

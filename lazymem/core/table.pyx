@@ -1,8 +1,9 @@
 """Who may touch a block, and who must wait for it?
 
-    MISSING --claim--> FILLING --publish--> RESIDENT --claim--> LEAVING --publish--> MISSING
-       ^                  |                     (DIRTY: resident, changed by the user)
-       |                  +-----> FAILED --claim--> FILLING
+    MISSING --claim--> FILLING --publish--> RESIDENT --claim--> LEAVING --publish--> WAITING --recycled--> MISSING
+       ^                |   ^               (DIRTY: resident, changed by the user)      |
+       |                |   +----------------------claim: it is wanted again------------+
+       |                +-----> FAILED --claim--> FILLING
        +--drop---- FAILED|STANDIN
 
 A claim is one compare-and-swap to FILLING or LEAVING with the claimer's thread number; only the claimer leaves that state, by
@@ -39,18 +40,17 @@ cdef uint64_t SPIN_NS = 20000 if lm_cores() > 1 else 0
 cdef uint64_t SLICE_NS = 50000000
 
 
-cdef uint32_t *table_create(uint64_t nblocks) noexcept nogil:
-    """All blocks missing. Return: NULL when there is no address space. GIL: never. Blocks: no."""
-    cdef void *words = mmap(NULL, nblocks * sizeof(uint32_t) + 1, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+cdef uint32_t *table_create(uint64_t nbytes) noexcept nogil:
+    """All blocks missing, and zeros behind them. Return: NULL when there is no address space. GIL: never. Blocks: no."""
+    cdef void *words = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if words == MAP_FAILED:
         return NULL
     return <uint32_t *>words
 
 
-cdef void table_destroy(uint32_t *words, uint64_t nblocks) noexcept nogil:
+cdef void table_destroy(uint32_t *words, uint64_t nbytes) noexcept nogil:
     """GIL: never. Blocks: no."""
-    munmap(words, nblocks * sizeof(uint32_t) + 1)
+    munmap(words, nbytes)
 
 
 cdef void table_publish(uint32_t *word, uint32_t now) noexcept nogil:

@@ -17,7 +17,7 @@ from libc.stdlib cimport abort
 from libc.string cimport strlen
 
 from lazymem.core.abi cimport *
-from lazymem.core.fill cimport region_touch, wake_block
+from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_touch, wake_block
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region, region_enter, region_leave, regions_severed, regions_wake
 from lazymem.core.stop cimport loud_stop
@@ -129,6 +129,12 @@ cdef void _refuse(Region *r, uint64_t addr, uint32_t tid, int error) noexcept no
         lm_signal_thread(tid, SIGBUS)
 
 
+cdef int _access(const uffd_msg *message) noexcept nogil:
+    if message.flags & UFFD_PAGEFAULT_FLAG_WP:
+        return PROTECTS
+    return WRITES if message.flags & UFFD_PAGEFAULT_FLAG_WRITE else READS
+
+
 cdef void *_handler(void *unused) noexcept nogil:
     """The life of a handler thread. GIL: never. Blocks: for ever, between faults."""
     cdef uffd_msg message
@@ -174,7 +180,7 @@ cdef void *_handler(void *unused) noexcept nogil:
                 lm_add32(&_entered, 1)
             if r.source.borrow == NULL:
                 _hand_on()                                               #    (a process that is awake answers before a handler wakes)
-        outcome = region_touch(r, message.address, message.ptid, False)  # 4. fill
+        outcome = region_touch(r, message.address, message.ptid, _access(&message), False)  # 4. fill
         if enters:
             lm_sub32(&_entered, 1)
         sure = outcome == 0                                              # (the ioctl that ended it has just been answered)
@@ -224,7 +230,7 @@ def descriptor(uint32_t threads):
         if _uffd.fd >= 0:
             error = uffd_make_sure(&_uffd)
         else:
-            error = uffd_open(&_uffd, UFFD_FEATURE_THREAD_ID, UFFD_FEATURE_POISON)
+            error = uffd_open(&_uffd, UFFD_FEATURE_THREAD_ID, True)
             if error == 0:
                 uffd_guard(&_uffd)  # that there is none to be had is no error
     if error:

@@ -33,7 +33,10 @@ ctypedef struct Uffd:
     uint64_t inode
     lm_guardian guardian
 
-cdef int uffd_open(Uffd *uffd, uint64_t wanted, uint64_t optional) noexcept nogil
+cdef int uffd_open(Uffd *uffd, uint64_t wanted, bint for_system_calls) noexcept nogil
+cdef bint uffd_moves(Uffd *uffd) noexcept nogil
+cdef bint uffd_tracks(Uffd *uffd) noexcept nogil
+cdef bint uffd_tracks_async(Uffd *uffd) noexcept nogil
 cdef int uffd_know(Uffd *uffd, int fd) noexcept nogil
 cdef int uffd_guard(Uffd *uffd) noexcept nogil
 cdef bint uffd_is_guarded(Uffd *uffd) noexcept nogil

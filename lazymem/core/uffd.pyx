@@ -6,6 +6,7 @@ verified on 6.18 (partial copies, EEXIST without a wake, VMAs split by somebody'
 """
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, O_RDWR, open
 from posix.ioctl cimport ioctl
+from libc.stdlib cimport getenv
 from libc.string cimport memset
 from posix.unistd cimport _SC_PAGESIZE, close, read, sysconf
 
@@ -57,6 +58,8 @@ cdef Uffd *_guarded[GUARDED_MAX]
 _guarded[0] = _guarded[1] = NULL
 cdef uint32_t _unguarded = 0
 
+# MOVE is young: a way to do without.
+cdef bint _no_move = getenv(b"LAZYMEM_NO_MOVE") != NULL
 cdef uint64_t _page_nbytes = <uint64_t>sysconf(_SC_PAGESIZE)
 
 
@@ -95,16 +98,18 @@ cdef int _handshake(int fd, uint64_t wanted, uint64_t *features) noexcept nogil:
     return 0
 
 
-cdef int uffd_open(Uffd *uffd, uint64_t wanted, uint64_t optional) noexcept nogil:
+cdef int uffd_open(Uffd *uffd, uint64_t wanted, bint for_system_calls) noexcept nogil:
     """Open a userfaultfd by the first rung that this process may climb.
 
-    `wanted` features must be there, `optional` ones are taken where the kernel has them.
+    `wanted` features must be there; others that help are taken where the kernel has them. Where system calls wait for pages
+    (`for_system_calls`, and a rung for it), they also wait for leave to write; elsewhere they would get EFAULT from pages that are there,
+    so the kernel is to note writes by itself.
     Return: 0, and `uffd` filled in; the -errno of the last rung (-EINVAL: a wanted feature is missing).
     GIL: never. Blocks: no. Thread: any.
     Source: userfaultfd(2); the fall-through on ENOENT, EACCES, EPERM and ENOSYS alike is what userfaultfd-rs 84 mends.
     """
-    cdef int rung, fd, high, err = -ENOSYS
-    cdef uint64_t known = 0
+    cdef int rung, fd, err = -ENOSYS
+    cdef uint64_t known = 0, optional
     for rung in range(GUARDED_MAX):  # a number that was closed must not become ours twice
         if _guarded[rung] != NULL:
             uffd_make_sure(_guarded[rung])
@@ -130,6 +135,9 @@ cdef int uffd_open(Uffd *uffd, uint64_t wanted, uint64_t optional) noexcept nogi
         fd = _open_rung(rung)
         if fd < 0:
             return fd
+        optional = UFFD_FEATURE_POISON | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MOVE
+        if (rung == 2 or not for_system_calls) and known & UFFD_FEATURE_MOVE and not _no_move:
+            optional |= UFFD_FEATURE_WP_ASYNC  # (what is written while a block is copied out would be lost: eviction must move)
         err = _handshake(fd, wanted | (optional & known), &uffd.features)
         if err:
             close(fd)
@@ -445,6 +453,21 @@ cdef int uffd_move(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint
             lm_sleep_ns(backoff_ns)
             backoff_ns *= 2
     return 0
+
+
+cdef bint uffd_moves(Uffd *uffd) noexcept nogil:
+    """Can pages be moved? GIL: never. Blocks: no."""
+    return uffd.features & UFFD_FEATURE_MOVE != 0 and not _no_move
+
+
+cdef bint uffd_tracks(Uffd *uffd) noexcept nogil:
+    """Can writes be noticed? GIL: never. Blocks: no."""
+    return uffd.features & UFFD_FEATURE_PAGEFAULT_FLAG_WP != 0
+
+
+cdef bint uffd_tracks_async(Uffd *uffd) noexcept nogil:
+    """Does the kernel note writes by itself, without a fault? GIL: never. Blocks: no."""
+    return uffd.features & UFFD_FEATURE_WP_ASYNC != 0
 
 
 cdef int uffd_protect(Uffd *uffd, uint64_t addr, uint64_t nbytes, bint protect) noexcept nogil:

@@ -18,10 +18,10 @@ cdef extern from "native.h" nogil:
     int madvise(void *, size_t, int)
 
 
-def open_uffd(uint64_t wanted, uint64_t optional=0):
+def open_uffd(uint64_t wanted, bint for_system_calls=True):
     """(descriptor or -errno, privilege, features)"""
     cdef Uffd opened
-    cdef int error = uffd_open(&opened, wanted, optional)
+    cdef int error = uffd_open(&opened, wanted, for_system_calls)
     return (error if error else opened.fd), opened.privilege, opened.features
 
 
@@ -190,13 +190,13 @@ cdef class Words:
 
     def __cinit__(self, uint64_t n):
         self.n = n
-        self.words = table_create(n)
+        self.words = table_create(n * 4)
         if self.words == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         if self.words != NULL:
-            table_destroy(self.words, self.n)
+            table_destroy(self.words, self.n * 4)
 
     def get(self, uint64_t i):
         return lm_load32(&self.words[i])
