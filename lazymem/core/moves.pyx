@@ -246,8 +246,7 @@ def start():
     """
     cdef int error, i
     if _uffd.fd < 0:
-        error = uffd_open(&_uffd, 0, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM
-                          | UFFD_FEATURE_MOVE)
+        error = uffd_open(&_uffd, 0, True)
         if error:
             raise OSError(-error, "userfaultfd")
     return [_ways[i].name.decode() for i in range(WAYS) if not _ways[i].features & ~_uffd.features]

@@ -135,7 +135,8 @@ cdef int uffd_open(Uffd *uffd, uint64_t wanted, bint for_system_calls) noexcept 
         fd = _open_rung(rung)
         if fd < 0:
             return fd
-        optional = UFFD_FEATURE_POISON | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MOVE
+        optional = (UFFD_FEATURE_POISON | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MOVE | UFFD_FEATURE_MISSING_SHMEM |
+                    UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
         if (rung == 2 or not for_system_calls) and known & UFFD_FEATURE_MOVE and not _no_move:
             optional |= UFFD_FEATURE_WP_ASYNC  # (what is written while a block is copied out would be lost: eviction must move)
         err = _handshake(fd, wanted | (optional & known), &uffd.features)

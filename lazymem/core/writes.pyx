@@ -235,7 +235,31 @@ cdef int region_flush(Region *r, uint64_t first, uint64_t last, uint64_t *failed
     if error == 0 and r.source.sync != NULL:
         error = r.source.sync(r.source.ctx)
         failed[0] = first
+        if error:
+            _take_for_dirty(r, first, last)
     return error
+
+
+cdef void _take_for_dirty(Region *r, uint64_t first, uint64_t last) noexcept nogil:
+    """What was stored is not safe, and nobody says which of it (a kernel whose fsync failed has forgotten): all that is there is
+    stored again."""
+    cdef Clock *c
+    cdef uint32_t *word
+    cdef uint64_t block, k
+    cdef uint32_t i, seen
+    cdef int kind
+    for kind in range(KINDS):
+        c = &r.clocks[kind]
+        for i in range(1, lm_load32(&c.top)):
+            block = lm_load64(&c.frames[i].block)
+            for k in range(c.blocks):
+                if lm_load32(&c.frames[i].state) == USED and first <= block + k < last:
+                    word = &r.words[block + k]
+                    seen = lm_load32(word)
+                    if seen & STATE == RESIDENT:
+                        lm_cas32(word, seen, seen ^ (RESIDENT ^ DIRTY))
+                    elif seen & STATE == WAITING:
+                        lm_cas32(word, seen, seen ^ (WAITING ^ WAITING_DIRTY))
 
 
 cdef bint region_dirty(Region *r, uint64_t first, uint64_t last) noexcept nogil:
