@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import weakref
 
+from lazymem.core.reaper import store_left_behind
 from lazymem.handle import Region
 
 _regions: weakref.WeakSet[Region] = weakref.WeakSet()
@@ -38,6 +39,10 @@ def flush_all() -> None:
                 region.flush(0, region.nbytes)
             except Exception as error:
                 errors.append(error)
+    try:
+        store_left_behind()
+    except OSError as error:
+        errors.append(error)
     if len(errors) == 1:
         raise errors[0]
     if errors:

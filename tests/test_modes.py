@@ -492,7 +492,6 @@ def test_what_was_flushed_survives_a_kill(folder, seed):
     assert acknowledged >= 3
 
 
-@pytest.mark.xfail(strict=True, reason="the core does not keep dirty memory that nobody holds any more yet")
 def test_an_array_that_is_dropped_is_flushed_in_the_background(raw):
     a = lm.memmap(raw, mode="r+")
     old = int(a[5])

@@ -204,6 +204,9 @@ cdef class Memory:
             return
         r.owner = NULL
         if lm_load32(&r.status) == LIVE:
+            if r.writes_back and region_dirty(r, 0, r.nblocks):
+                reap_later(r, self._source)  # it stays as it is until that is stored
+                return
             _end(r, 0)
         if not region_free(r):
             reap_later(r, self._source)

@@ -136,6 +136,8 @@ cdef uint64_t whole_pages(uint64_t nbytes) noexcept nogil
 cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil
 cdef bint region_free(Region *r) noexcept nogil
 cdef void region_die(Region *r, void *kept) noexcept nogil
+cdef Region *region_left_behind() noexcept nogil
+cdef void region_unlist(Region *r) noexcept nogil
 cdef bint regions_free(uint32_t *freed) noexcept nogil
 cdef bint region_bury(void **kept) noexcept nogil
 cdef void regions_hold() noexcept nogil

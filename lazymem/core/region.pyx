@@ -593,6 +593,28 @@ cdef void region_die(Region *r, void *kept) noexcept nogil:
     lm_registry_exit(&before)
 
 
+cdef Region *region_left_behind() noexcept nogil:
+    """One of those that died with something written that its source does not have, entered; NULL: there is none. GIL: any. Blocks: no."""
+    cdef sigset_t before
+    cdef Region *r
+    lm_registry_enter(&before)
+    r = _dying
+    while r != NULL and lm_load32(&r.status) != LIVE:
+        r = r.next_free
+    if r != NULL:
+        lm_add32(&r.users, 1)
+    lm_registry_exit(&before)
+    return r
+
+
+cdef void region_unlist(Region *r) noexcept nogil:
+    """Nobody finds a dying region by its address any more. GIL: any. Blocks: no."""
+    cdef sigset_t before
+    lm_registry_enter(&before)
+    _remove(r)
+    lm_registry_exit(&before)
+
+
 cdef bint regions_free(uint32_t *freed) noexcept nogil:
     """Free the memory of those that nobody is in any more. Return: are there any left with memory? GIL: any. Blocks: no.
 
@@ -605,7 +627,7 @@ cdef bint regions_free(uint32_t *freed) noexcept nogil:
     lm_registry_enter(&before)
     r = _dying
     while r != NULL:
-        if lm_load32(&r.status) == FREED or _free(r):
+        if lm_load32(&r.status) == FREED or (lm_load32(&r.status) != LIVE and _free(r)):
             freed[0] += 1
         else:
             left = True
@@ -912,6 +934,9 @@ cdef void regions_inherit(Uffd *uffd) noexcept nogil:
     mprotect_forget_all()
     r = _dying
     while r != NULL:  # who was in it is not here; its addresses stay its own until it is freed
+        if lm_load32(&r.status) == LIVE:  # the parent stores what is left of it
+            lm_store32(&r.status, CLOSED)
+            _remove(r)
         if lm_load32(&r.status) != FREED:
             lm_store32(&r.users, 0)
             mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0)

@@ -29,12 +29,10 @@ cdef int _open_pagemap() noexcept nogil:
     return open(b"/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
 
 
-cdef int _is_written(Region *r, uint64_t at, uint64_t nbytes, bint protect) noexcept nogil:
+cdef int _is_written(int pagemap, uint64_t at, uint64_t nbytes, bint protect) noexcept nogil:
     """Has any page of a range been written since it was last protected? `protect`: again. Return: 0, 1; -errno: nobody knows."""
     cdef uint64_t found, end, from_at = at
-    cdef int pagemap = _open_pagemap(), error = 0, written = 0
-    if pagemap < 0:
-        return -errno
+    cdef int error = 0, written = 0
     while error == 0 and from_at < at + nbytes:
         error = pages_written(pagemap, from_at, at + nbytes - from_at, protect, &found, &end)
         if error == 0 and found < at + nbytes:
@@ -42,7 +40,6 @@ cdef int _is_written(Region *r, uint64_t at, uint64_t nbytes, bint protect) noex
         if not protect and written:
             break
         from_at = end
-    close(pagemap)
     return error if error else written
 
 
@@ -64,11 +61,12 @@ cdef void *written_since(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil
     GIL: never. Blocks: no. Thread: the claimer of the block.
     """
     cdef void *copy = pool_take(nbytes)
-    if copy == NULL:
-        return NULL
-    if lm_copy_from(copy, <const void *>at, nbytes) or _is_written(r, at, nbytes, False):
+    cdef int pagemap = _open_pagemap()
+    if copy != NULL and (pagemap < 0 or lm_copy_from(copy, <const void *>at, nbytes) or _is_written(pagemap, at, nbytes, False)):
         pool_give(copy, nbytes)
-        return NULL
+        copy = NULL
+    if pagemap >= 0:
+        close(pagemap)
     return copy
 
 
@@ -160,7 +158,7 @@ cdef uint32_t _claim_to_store(Region *r, uint64_t block, uint32_t tid) noexcept 
             return seen
 
 
-cdef int _flush_block(Region *r, uint64_t block, uint32_t seen) noexcept nogil:
+cdef int _flush_block(Region *r, uint64_t block, uint32_t seen, int pagemap) noexcept nogil:
     """Store one block that this thread has claimed, and publish it. Return: 0 / -errno."""
     cdef uint64_t at = r.base + block * r.block_nbytes, whole = whole_pages(region_block_nbytes(r, block))
     cdef int kind = <int>(seen >> UNIT_SHIFT)
@@ -175,7 +173,7 @@ cdef int _flush_block(Region *r, uint64_t block, uint32_t seen) noexcept nogil:
         if r.tracking == SYNC:
             error = uffd_protect(r.uffd, at, whole, True)
         elif r.tracking == ASYNC:
-            written = _is_written(r, at, whole, True)
+            written = _is_written(pagemap, at, whole, True)
             if seen & STATE == DIRTY:
                 written = 1
         lm_park(b"flushing")
@@ -207,9 +205,11 @@ cdef int region_flush(Region *r, uint64_t first, uint64_t last, uint64_t *failed
     cdef Frame *f
     cdef uint64_t block, k
     cdef uint32_t i, seen, tid = lm_gettid()
-    cdef int kind, error = 0, err
+    cdef int kind, error = 0, pagemap = -1
     if not r.writes_back or not r.writable:
         return 0
+    if r.tracking == ASYNC:
+        pagemap = _open_pagemap()
     for kind in range(KINDS):
         c = &r.clocks[kind]
         for i in range(1, lm_load32(&c.top)):
@@ -223,15 +223,15 @@ cdef int region_flush(Region *r, uint64_t first, uint64_t last, uint64_t *failed
                 continue
             for k in range(c.blocks):
                 if lm_load32(&r.status) != LIVE:
-                    return -ESHUTDOWN
+                    error = -ESHUTDOWN
                 if not first <= block + k < last:
                     continue
-                seen = _claim_to_store(r, block + k, tid)
+                seen = _claim_to_store(r, block + k, tid) if error == 0 else 0   # (a dead source costs one deadline, not many)
                 if seen:
-                    err = _flush_block(r, block + k, seen)
-                    if err:
-                        error = err
-                        failed[0] = block + k
+                    error = _flush_block(r, block + k, seen, pagemap)
+                    failed[0] = block + k
+    if pagemap >= 0:
+        close(pagemap)
     if error == 0 and r.source.sync != NULL:
         error = r.source.sync(r.source.ctx)
         failed[0] = first
@@ -265,11 +265,20 @@ cdef void _take_for_dirty(Region *r, uint64_t first, uint64_t last) noexcept nog
 cdef bint region_dirty(Region *r, uint64_t first, uint64_t last) noexcept nogil:
     """Is anything of blocks [first, last) written and nowhere else? GIL: any. Blocks: no."""
     cdef Clock *c
-    cdef uint64_t block, k
+    cdef uint64_t block, k, nbytes = whole_pages((last - first) * r.block_nbytes)
     cdef uint32_t i, seen
-    cdef int kind
-    if not r.writable:
+    cdef int kind, pagemap, written
+    if not r.writable or first >= last:
         return False
+    if r.tracking == ASYNC:
+        if nbytes > r.map_nbytes - first * r.block_nbytes:
+            nbytes = r.map_nbytes - first * r.block_nbytes
+        pagemap = _open_pagemap()
+        written = 1 if pagemap < 0 else _is_written(pagemap, r.base + first * r.block_nbytes, nbytes, False)
+        if pagemap >= 0:
+            close(pagemap)
+        if written:
+            return True
     for kind in range(KINDS):
         c = &r.clocks[kind]
         for i in range(1, lm_load32(&c.top)):
@@ -285,8 +294,5 @@ cdef bint region_dirty(Region *r, uint64_t first, uint64_t last) noexcept nogil:
                 if seen & STATE == DIRTY or seen & STATE == WAITING_DIRTY or seen & STATE == LEAVING:
                     return True
                 if seen & STATE == RESIDENT and r.tracking == UNTRACKED:
-                    return True
-                if seen & STATE == RESIDENT and r.tracking == ASYNC and _is_written(
-                        r, r.base + (block + k) * r.block_nbytes, whole_pages(region_block_nbytes(r, block + k)), False):
                     return True
     return False
