@@ -18,7 +18,7 @@ from lazymem.core.mprotect import most_mappings
 from lazymem.core.source import NativeSource
 from lazymem.handle import ProviderRecipe, Recipe, Region
 from lazymem.lazyarray import LazyArray
-from lazymem.options import Options, budget_of, writes_back
+from lazymem.options import Options, budget_of, check_scratch, writes_back
 from lazymem.sigowner import own_signals
 from lazymem.writing import flush_at_exit
 
@@ -108,6 +108,8 @@ def _descriptor(options: Options) -> tuple[int, bool]:
 
 
 def make_region(source: NativeSource, mode: str, options: Options, name: str, recipe: Recipe | ProviderRecipe | str) -> Region:
+    if mode == "c":
+        check_scratch(options)
     options = settle(options, source.nbytes)
     delivery, kernel_faults = _descriptor(options)
     own_signals(segv=options.delivery == "mprotect")

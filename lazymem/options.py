@@ -5,6 +5,7 @@ Every constructor takes the same keyword options; none is ever required.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import Any, NamedTuple
@@ -92,6 +93,10 @@ class Options(NamedTuple):
         How much of the array may be resident, or wait to be wanted again; 0: as much as the process may have.
     fill : str
         "auto", "copy", "move" or "zero".
+    scratch_dir : str
+        Where mode "c" keeps changed blocks that are evicted; an absolute path.
+    scratch_asked : bool
+        Somebody asked for just that.
     """
 
     block_nbytes: int
@@ -103,6 +108,8 @@ class Options(NamedTuple):
     processes: int
     budget_nbytes: int
     fill: str
+    scratch_dir: str
+    scratch_asked: bool
 
 
 def _cores() -> int:
@@ -118,13 +125,24 @@ def _integer(value: Any, name: str, least: int, most: int) -> int:
     return number
 
 
+def _folder(value: Any) -> tuple[str, bool]:
+    if value is None:
+        return os.path.abspath(os.environ.get("TMPDIR") or "/var/tmp"), False
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"scratch_dir={value!r}: give the path of a folder")
+    folder = os.fsdecode(value)
+    if not folder or "\0" in folder:
+        raise ValueError(f"scratch_dir={value!r}: give the path of a folder")
+    return os.path.abspath(os.path.expanduser(folder)), True
+
+
 def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     """Read a constructor's keyword options.
 
     Parameters
     ----------
     given : dict
-        block_nbytes, delivery, threads, timeout (seconds), retries, processes, budget_nbytes, fill.
+        block_nbytes, delivery, threads, timeout (seconds), retries, processes, budget_nbytes, fill, scratch_dir.
     block_nbytes : int, bytes
         The default for this kind of source.
 
@@ -135,7 +153,7 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     ValueError
         A value out of range, or in unknown units.
     """
-    known = ("block_nbytes", "delivery", "threads", "timeout", "retries", "processes", "budget_nbytes", "fill")
+    known = ("block_nbytes", "delivery", "threads", "timeout", "retries", "processes", "budget_nbytes", "fill", "scratch_dir")
     for name in given:
         if name not in known:
             import difflib
@@ -165,7 +183,38 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     budget_nbytes = 0
     if given.get("budget_nbytes") is not None:
         budget_nbytes = budget_of(given["budget_nbytes"], block_nbytes)
-    return Options(block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes, budget_nbytes, fill)
+    folder, folder_asked = _folder(given.get("scratch_dir"))
+    return Options(
+        block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes, budget_nbytes, fill, folder, folder_asked
+    )  # fmt: skip
+
+
+def check_scratch(options: Options) -> None:
+    """Raise where the folder that somebody asked for cannot keep what is evicted: for arrays of mode "c".
+
+    Raises
+    ------
+    ValueError
+        It is memory itself (tmpfs, ramfs).
+    OSError
+        It is missing, no folder, or no file can be made there.
+
+    Notes
+    -----
+    Blocks: on the disk. GIL: given up meanwhile.
+    """
+    if not options.scratch_asked:
+        return
+    from lazymem.core.scratch import check_folder
+
+    error = -check_folder(os.fsencode(options.scratch_dir))
+    if error == errno.EOPNOTSUPP:
+        raise ValueError(
+            f"scratch_dir={options.scratch_dir!r}: its files are memory (tmpfs), which is what is to be freed. "
+            "Give a folder on a disk"
+        )
+    if error:
+        raise OSError(error, f"scratch_dir: no file can be made there: {os.strerror(error)}", options.scratch_dir)
 
 
 def budget_of(value: Any, block_nbytes: int) -> int:

@@ -306,6 +306,7 @@ def test_an_option_like_no_other_lists_them(raw):
         ({"timeout": float("nan")}, ValueError),
         ({"timeout": float("inf")}, ValueError),
         ({"timeout": "30 s"}, ValueError), ({"retries": -1}, ValueError), ({"retries": 1.5}, TypeError),
+        ({"scratch_dir": 3}, TypeError), ({"scratch_dir": ""}, ValueError), ({"scratch_dir": "a\0b"}, ValueError),
     ],
     ids=str,
 )  # fmt: skip

@@ -10,6 +10,7 @@ FLOORS = {
     "lazymem.errors": 0, "lazymem.version": 0, "lazymem.executable": 0, "lazymem.log": 0,
     "lazymem.core.abi": 1, "lazymem.core.native": 1, "lazymem.core.parking": 1,
     "lazymem.core.uffd": 2, "lazymem.core.table": 2, "lazymem.core.thread": 2, "lazymem.core.samples": 2,
+    "lazymem.core.scratch": 2,
     "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3, "lazymem.core.frames": 3,
     "lazymem.core.failure": 3, "lazymem.core.limit": 3, "lazymem.core.interrupt": 3,
     "lazymem.core.mprotect": 3,

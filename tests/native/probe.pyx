@@ -8,6 +8,7 @@ from lazymem.core.native cimport *
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.ring cimport RING_HEAD_NBYTES, RING_SLOT_NBYTES, RING_SLOTS
 from lazymem.core.region cimport LIVE, Region, region_at, region_enter, region_leave
+from lazymem.core.scratch cimport *
 from lazymem.core.source cimport NativeSource
 from lazymem.core.table cimport *
 from lazymem.core.uffd cimport *
@@ -273,3 +274,74 @@ def fetch(NativeSource source not None, uint64_t offset, unsigned char[::1] dst)
     with nogil:
         error = source.source.fetch(source.source.ctx, &dst[0], offset, dst.shape[0])
     return error
+
+
+cdef class Scratches:
+    """A scratch of its own. Answers are 0 or -errno, as the core gives them."""
+    cdef Scratch s
+    cdef readonly uint64_t block_nbytes
+
+    def __init__(self, bytes folder, uint64_t nblocks, uint64_t block_nbytes):
+        cdef int error = scratch_open(&self.s, folder, nblocks, block_nbytes)
+        self.block_nbytes = block_nbytes
+        if error:
+            raise OSError(-error, "scratch_open")
+
+    def close(self):
+        scratch_close(&self.s)
+
+    def write(self, uint64_t block, const unsigned char[::1] src):
+        cdef int error
+        with nogil:
+            error = scratch_write(&self.s, block, &src[0], <uint64_t>src.shape[0])
+        return error
+
+    def read(self, uint64_t block, uint64_t nbytes=0):
+        """Its bytes, or -errno."""
+        cdef int error
+        cdef bytearray dst = bytearray(nbytes or self.block_nbytes)
+        cdef unsigned char[::1] view = dst
+        with nogil:
+            error = scratch_read(&self.s, block, &view[0], <uint64_t>view.shape[0])
+        return error if error else bytes(dst)
+
+    def forget(self, uint64_t block):
+        cdef int error
+        with nogil:
+            error = scratch_forget(&self.s, block)
+        return error
+
+    def has(self, uint64_t block):
+        return scratch_has(&self.s, block)
+
+    def any(self):
+        return scratch_any(&self.s)
+
+    def nbytes(self):
+        return scratch_nbytes(&self.s)
+
+    def before_fork(self):
+        with nogil:
+            scratch_before_fork(&self.s)
+
+    def after_fork(self):
+        scratch_after_fork(&self.s)
+
+    def in_child(self):
+        scratch_in_child(&self.s)
+
+    def layers(self):
+        """(descriptor, blocks, graves) of each, the top first; and whether the top is open."""
+        cdef list found = []
+        cdef uint64_t stack = self.s.stack
+        is_open = bool(stack >> 63)
+        stack &= (<uint64_t>1 << 48) - 1
+        while stack:
+            layer = self.s.layers[(stack & 15) - 1]
+            found.append((layer.fd, layer.blocks, layer.graves))
+            stack >>= 4
+        return found, is_open
+
+    def slots(self):
+        """How many are somebody's."""
+        return bin(self.s.taken).count("1")
