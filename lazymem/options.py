@@ -185,7 +185,8 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
         budget_nbytes = budget_of(given["budget_nbytes"], block_nbytes)
     folder, folder_asked = _folder(given.get("scratch_dir"))
     return Options(
-        block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes, budget_nbytes, fill, folder, folder_asked
+        block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes, budget_nbytes, fill, folder,
+        folder_asked,
     )  # fmt: skip
 
 
