@@ -118,7 +118,7 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
         budget_of(options.budget_nbytes, options.block_nbytes)  # its blocks may have become larger
     region = Region(
         source, options.block_nbytes, delivery, mode != "r", name, options.timeout_ns, options.retries, writes_back(mode),
-        _FILLINGS[options.fill], options.budget_nbytes,
+        _FILLINGS[options.fill], options.budget_nbytes, os.fsencode(options.scratch_dir),
     )  # fmt: skip
     region.asked_mode = mode
     region.take_kernel_faults(kernel_faults)

@@ -30,6 +30,7 @@ from lazymem.core.place cimport (
 )
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
+from lazymem.core.scratch cimport scratch_any, scratch_has, scratch_read
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
@@ -102,7 +103,14 @@ cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
 
     Units: dst has room for the block's bytes. Return: 0 / -errno. GIL: never. Blocks: as the source does.
     """
+    if _is_scratched(r, block):
+        return scratch_read(&r.scratch, block, dst, region_block_nbytes(r, block))
     return _fetch(r, block * r.block_nbytes, region_block_nbytes(r, block), dst)
+
+
+cdef bint _is_scratched(Region *r, uint64_t block) noexcept nogil:
+    """Was it written to and evicted, so that its source does not have it?"""
+    return r.scratch.folder != NULL and scratch_has(&r.scratch, block)
 
 
 cdef int _fetch(Region *r, uint64_t offset, uint64_t nbytes, void *dst) noexcept nogil:
@@ -230,7 +238,9 @@ cdef int _fill_pages(Region *r, uint64_t block, bint protected, bint move) noexc
     Return: 0 / -errno.
     """
     cdef int error
-    if move and r.moves and not protected and r.source.borrow == NULL:
+    if _is_scratched(r, block):
+        error = _fill_staged(r, block, 0, protected, False)
+    elif move and r.moves and not protected and r.source.borrow == NULL:
         error = _fill_staged(r, block, 0, False, True)
     elif r.source.direct != NULL:
         error = _fill_direct(r, block, protected)
@@ -273,7 +283,7 @@ cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nog
     cdef uint32_t seen, frame = 0
     cdef Thread *me
     cdef bint written = write and r.tracking == SYNC
-    cdef bint zeros = region_is_zero(r, block), unwritten = zeros and _fill_unwritten(r, block)
+    cdef bint zeros = not _is_scratched(r, block) and region_is_zero(r, block), unwritten = zeros and _fill_unwritten(r, block)
     cdef int error = 0
     if unwritten:
         pass
@@ -360,7 +370,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
     cdef uint32_t frame = 0
     cdef bint holds = False
     cdef int error = 0
-    if (first + n) * r.block_nbytes > r.nbytes:
+    if (first + n) * r.block_nbytes > r.nbytes or (r.scratch.folder != NULL and scratch_any(&r.scratch)):
         return False
     while done < n and (first + done == claimed or lm_cas32(&r.words[first + done], MISSING, FILLING | (tid << DETAIL_SHIFT))):
         done += 1

@@ -48,6 +48,7 @@ class Memory(Buffer):
         writes_back: bool = False,
         filling: int = 0,
         budget_nbytes: int = 0,
+        scratch: bytes | None = None,
     ) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property

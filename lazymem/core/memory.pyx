@@ -22,6 +22,7 @@ from lazymem.core.place cimport place_shown_all
 from lazymem.core.reaper cimport reap_later, reap_now
 from lazymem.core.region cimport *
 from lazymem.core.source cimport NativeSource
+from lazymem.core.scratch cimport scratch_any, scratch_has
 from lazymem.core.standin cimport forget_standins, stores_lost
 from lazymem.core.pins cimport region_pin, region_unpin
 from lazymem.core.table cimport FAILED, MISSING, STATE, is_resident, is_waiting
@@ -138,6 +139,8 @@ cdef class Memory:
         0 auto, 1 copy, 2 move, 3 zero.
     budget_nbytes : int, bytes
         How much of it may be resident or wait; 0: as much as the process may have.
+    scratch : bytes, optional
+        The folder where private writes go when their blocks are evicted; without one such blocks stay.
 
     Attributes
     ----------
@@ -158,7 +161,7 @@ cdef class Memory:
 
     def __cinit__(self, NativeSource source not None, uint64_t block_nbytes, int delivery, bint writable,
                   str name not None, uint64_t timeout_ns, uint32_t retries, bint writes_back=False, int filling=0,
-                  uint64_t budget_nbytes=0):
+                  uint64_t budget_nbytes=0, bytes scratch=None):
         cdef int error = 0
         cdef bytes encoded = name.encode("utf-8", "replace")[-(NAME_NBYTES - 1):]
         cdef const char *text = encoded
@@ -185,6 +188,9 @@ cdef class Memory:
         terms.writable = writable
         terms.writes_back = writes_back
         terms.budget_nbytes = budget_nbytes
+        terms.scratch = NULL
+        if scratch is not None:
+            terms.scratch = scratch
         terms.timeout_ns = timeout_ns
         terms.retries = retries
         self.region = region_create(source.source, source.nbytes, &terms, uffd, text, &error)
@@ -466,17 +472,25 @@ cdef class Memory:
 
         Notes
         -----
-        Fetches every resident block again. Blocks: as long as that takes. GIL: released meanwhile.
+        Where something may have been written, every block in memory is fetched again. Blocks: as long as that takes. GIL: released
+        meanwhile.
         """
         cdef Region *r = self.region
         cdef uint64_t block, nbytes, found = r.nblocks
-        cdef void *fresh = malloc(r.block_nbytes)
+        cdef void *fresh
         cdef int error = 0
+        cdef bint evicted = r.scratch.folder != NULL and scratch_any(&r.scratch)
+        if not evicted and not region_dirty(r, 0, r.nblocks):
+            return None
+        fresh = malloc(r.block_nbytes)
         if fresh == NULL:
             raise MemoryError
         lm_add32(&r.users, 1)
         with nogil:
             for block in range(r.nblocks):
+                if evicted and scratch_has(&r.scratch, block):
+                    found = block
+                    break
                 if (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED):
                     continue
                 # A handler publishes a block after it has woken the toucher, who may have written by then: wait for it.

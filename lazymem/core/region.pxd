@@ -2,6 +2,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from lazymem.core.frames cimport Clock, KINDS
 from lazymem.core.mprotect cimport Exposure
+from lazymem.core.scratch cimport Scratch
 from lazymem.core.source cimport Source
 from lazymem.core.uffd cimport CopyCounts, Uffd
 
@@ -66,6 +67,7 @@ ctypedef struct Terms:   # what a region is to be
     bint writable        # the user may write
     bint writes_back     # what he writes goes to the source
     uint64_t budget_nbytes
+    const char *scratch  # folder for private writes that are evicted; NULL: they stay
     uint64_t timeout_ns
     uint32_t retries
 
@@ -119,6 +121,7 @@ ctypedef struct Region:
     bint moves           # pages may be moved: private memory that is mapped writable, and a kernel that can
     bint units           # a sequential stream is fetched in units
     bint writes_back
+    Scratch scratch      # private writes that were evicted
     int store_error      # errno of the latest block that could not be written, which one; of those since a flush
     uint64_t store_block
     uint64_t store_errors

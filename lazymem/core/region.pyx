@@ -24,6 +24,9 @@ from lazymem.core.mprotect cimport (
 )
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
+from lazymem.core.scratch cimport (
+    scratch_after_fork, scratch_before_fork, scratch_close, scratch_in_child, scratch_open,
+)
 from lazymem.core.table cimport *
 from lazymem.core.uffd cimport (
     FAULTS_MISSING, FAULTS_WRITE, Uffd, page_is_absent, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_moves, uffd_protect,
@@ -362,6 +365,7 @@ cdef void _unmap_region(Region *r) noexcept nogil:
         mprotect_release(&r.exposure)
     _release(r.base, r.map_nbytes)
     _free_slots(r)
+    scratch_close(&r.scratch)
     table_destroy(r.words, _table_nbytes(r))
 
 
@@ -439,11 +443,16 @@ cdef Region *region_create(Source source, uint64_t nbytes, const Terms *terms, U
     strncpy(r.name, name, NAME_NBYTES - 1)
     r.name[NAME_NBYTES - 1] = 0
     _settle(r, terms)
+    memset(&r.scratch, 0, sizeof(r.scratch))
     r.words = table_create(_table_nbytes(r))
     error[0] = -ENOMEM
     if r.words != NULL:
         _make_clocks(r)
         error[0] = _map_region(r)
+        if error[0] == 0 and r.writable and terms.scratch != NULL:
+            error[0] = scratch_open(&r.scratch, terms.scratch, r.nblocks, r.block_nbytes)
+            if error[0]:
+                _release(r.base, r.map_nbytes)
         if error[0]:
             table_destroy(r.words, _table_nbytes(r))
     lm_registry_enter(&before)
@@ -749,6 +758,10 @@ cdef void _share_private_writes(bint share) noexcept nogil:
         r = _entries[i].region
         if not r.writable or lm_load32(&r.status) != LIVE:
             continue
+        if r.scratch.folder != NULL and share:
+            scratch_before_fork(&r.scratch)
+        elif r.scratch.folder != NULL:
+            scratch_after_fork(&r.scratch)
         if r.delivery != MPROTECT:
             madvise(<void *>r.base, r.map_nbytes, MADV_DOFORK if share else MADV_DONTFORK)
             for kind in range(KINDS):
@@ -947,6 +960,7 @@ cdef void regions_inherit(Uffd *uffd) noexcept nogil:
         r.standins = 0
         r.loose = 0
         if lm_load32(&r.status) == LIVE:
+            scratch_in_child(&r.scratch)
             memset(&r.counters, 0, sizeof(Counters))
             if r.delivery == MPROTECT:
                 error = _inherit_file(r)

@@ -19,6 +19,7 @@ from lazymem.core.parking cimport lm_park
 from lazymem.core.place cimport place_shown
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
+from lazymem.core.scratch cimport scratch_write
 from lazymem.core.standin cimport publish
 from lazymem.core.table cimport *
 from lazymem.core.uffd cimport pages_written, uffd_protect
@@ -112,6 +113,8 @@ cdef int _store(Region *r, uint64_t block, const void *src) noexcept nogil:
     cdef int error = -EROFS
     if r.writes_back and r.source.store != NULL:
         error = r.source.store(r.source.ctx, src, block * r.block_nbytes, nbytes)
+    elif r.scratch.folder != NULL:
+        error = scratch_write(&r.scratch, block, src, nbytes)
     if error == 0:
         lm_count(&r.counters.stored, 1)
         lm_count(&r.counters.stored_nbytes, nbytes)
