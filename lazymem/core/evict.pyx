@@ -343,12 +343,22 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
             if error:
                 _publish_frame(r, c, first, in_frame(was, i, <uint32_t>kind))
                 continue
-        lm_store32(&f.state, BUSY)
-        lm_sub32(&c.waiting, 1)
-        lm_count(&r.counters.recycled, 1)
-        _publish_frame(r, c, first, MISSING)
+        _take_slot(r, c, i)
         return i
     return 0
+
+
+cdef void _take_slot(Region *r, Clock *c, uint32_t i) noexcept nogil:
+    """The bytes of a block that waits, claimed, are no more: its frame is BUSY. Not while a fork copies memory, a page at a time: its
+    child might find that the block waits, from before, and the next one's bytes in the slot."""
+    cdef uint64_t first = c.frames[i].block
+    cdef sigset_t before
+    moves_enter(&before)
+    lm_store32(&c.frames[i].state, BUSY)
+    lm_sub32(&c.waiting, 1)
+    lm_count(&r.counters.recycled, 1)
+    _publish_frame(r, c, first, MISSING)
+    moves_leave(&before)
 
 
 cdef bint _anybody(Region *r, Clock *c) noexcept nogil:
@@ -523,11 +533,8 @@ cdef uint64_t evict_blocks(Region *r, uint64_t first, uint64_t last) noexcept no
                 if was == WAITING_DIRTY and region_store(r, block, c.blocks, <void *>frame_slot(c, i)):
                     _publish_frame(r, c, block, in_frame(was, i, <uint32_t>kind))
                 else:
-                    lm_store32(&f.state, BUSY)
-                    lm_sub32(&c.waiting, 1)
-                    lm_count(&r.counters.recycled, 1)
+                    _take_slot(r, c, i)
                     madvise(<void *>frame_slot(c, i), c.nbytes, MADV_DONTNEED)
-                    _publish_frame(r, c, block, MISSING)
                     frame_back(r, kind, i)
                     continue
             for k in range(c.blocks):

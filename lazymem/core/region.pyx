@@ -795,6 +795,7 @@ cdef void _keep_resident(Region *r) noexcept nogil:
     """4. What of the table is still true of memory that was copied at some moment of the parent's."""
     cdef uint64_t block, whole
     cdef uint32_t word, state
+    cdef Clock *c
     for block in range(r.nblocks):
         word = r.words[block]
         state = word & STATE
@@ -802,6 +803,9 @@ cdef void _keep_resident(Region *r) noexcept nogil:
             continue
         if is_resident(word) and (r.delivery != MPROTECT or mprotect_was_copied(&r.exposure, block)):
             r.counters.blocks += 1
+            if frame_of(word):  # (memory is copied a page at a time: the frame may be from before the word)
+                c = &r.clocks[word >> UNIT_SHIFT]
+                frame_use(c, frame_of(word), block - block % c.blocks)
             continue
         if is_waiting(word):
             continue
