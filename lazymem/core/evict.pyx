@@ -234,18 +234,18 @@ cdef bint _evict(Region *r, int kind, uint32_t i, uint32_t tid) noexcept nogil:
     return True
 
 
-cdef bint moved_in(Region *r, uint64_t at, uint64_t src, uint64_t nbytes) noexcept nogil:
+cdef bint moved_in(Region *r, uint64_t at, uint64_t src, uint64_t nbytes, int mode) noexcept nogil:
     """Put pages into place by MOVE, and what it does not take by COPY. Nothing is left at `src` then.
 
-    Units: `at`, bytes of the region; whole pages. Return: are all in place? GIL: never. Blocks: as `uffd_copy`. Thread: the claimer.
+    Units: `at`, bytes of the region; whole pages; `mode` PLAINLY or ASLEEP. Return: are all in place? GIL: never. Blocks: as `uffd_copy`. Thread: the claimer.
     """
     cdef uint64_t moved = 0
-    cdef int error = uffd_move(r.uffd, r.base + at, src, nbytes, PLAINLY, &moved)
+    cdef int error = uffd_move(r.uffd, r.base + at, src, nbytes, mode, &moved)
     if error == 0:
         lm_count(&r.counters.moved, 1)
         return True
     lm_count(&r.counters.refused, 1)
-    error = uffd_copy(r.uffd, r.base + at + moved, src + moved, nbytes - moved, PLAINLY, &r.counters.copy)
+    error = uffd_copy(r.uffd, r.base + at + moved, src + moved, nbytes - moved, mode, &r.counters.copy)
     madvise(<void *>src, nbytes, MADV_DONTNEED)
     return error == 0
 
@@ -273,7 +273,7 @@ cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept
     clean = was == WAITING
     lm_park(b"rescuing")
     if r.moves and not (clean and r.tracking != UNTRACKED):
-        error = 0 if moved_in(r, first * r.block_nbytes, slot, nbytes) else -ENOMEM
+        error = 0 if moved_in(r, first * r.block_nbytes, slot, nbytes, PLAINLY) else -ENOMEM
     else:                       # moved pages are not write-protected
         error = uffd_copy(r.uffd, r.base + first * r.block_nbytes, slot, nbytes,
                           PROTECTED if clean and r.tracking != UNTRACKED else PLAINLY, &r.counters.copy)

@@ -34,7 +34,7 @@ from lazymem.core.scratch cimport scratch_any, scratch_has, scratch_read
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
-from lazymem.core.uffd cimport page_is_absent, page_nbytes, uffd_protect
+from lazymem.core.uffd cimport ASLEEP, PLAINLY, page_is_absent, page_nbytes, uffd_protect
 from lazymem.core.writes cimport all_written, block_written
 
 
@@ -152,7 +152,7 @@ cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte, bint protec
     if error == 0:
         memset(<char *>staging + nbytes, 0, whole - nbytes)
         if move:
-            error = 0 if moved_in(r, block * r.block_nbytes, <uint64_t>staging, whole) else -ENOMEM
+            error = 0 if moved_in(r, block * r.block_nbytes, <uint64_t>staging, whole, PLAINLY) else -ENOMEM
         else:
             error = place_bytes(r, block * r.block_nbytes + from_byte, <uint64_t>staging + from_byte, whole - from_byte, protected)
     pool_give(staging, whole)
@@ -167,7 +167,7 @@ cdef int _fill_in_slot(Region *r, uint64_t block, uint64_t slot, bint protected)
     if error == 0:
         memset(<void *>(slot + nbytes), 0, whole - nbytes)
         if r.moves and not protected:
-            error = 0 if moved_in(r, at, slot, whole) else -ENOMEM
+            error = 0 if moved_in(r, at, slot, whole, PLAINLY) else -ENOMEM
             if error == 0 and whole == r.block_nbytes:
                 return 0
         else:
@@ -392,7 +392,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
         lm_park(b"fetched")
         if error == 0:
             place_empty_range(r, first * r.block_nbytes, c.nbytes)  # a page table would split the huge page
-            error = 0 if moved_in(r, first * r.block_nbytes, dst, c.nbytes) else -ENOMEM
+            error = 0 if moved_in(r, first * r.block_nbytes, dst, c.nbytes, ASLEEP) else -ENOMEM
         if not holds and dst:
             pool_give(<void *>dst, c.nbytes)
         if error:
@@ -410,6 +410,8 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
     frame_use(c, frame, first)
     for k in range(n):
         publish(r, first + k, in_frame(DIRTY if r.tracking != UNTRACKED else RESIDENT, frame, UNITS))
+    # Woken by the MOVE itself, a toucher could be at the next unit before the table says that there is one before it.
+    place_woken(r, first * r.block_nbytes, c.nbytes)
     return True
 
 
