@@ -160,8 +160,10 @@ def open(
         Of a URL: may the server send us on to another host?
     **options
         block_nbytes (int, or text such as "64 KiB"; default 64 KiB, for URLs 1 MiB), delivery ("auto", "threads", "inline",
-        "mprotect"), threads, timeout (s), retries, processes, scratch_dir (for mode "c": a folder on a disk, where changed
-        blocks are kept that are evicted; default $TMPDIR, else /var/tmp). "auto" takes "threads" where
+        "mprotect"), threads, timeout (s), retries, processes, budget_nbytes (how much of it may be in memory; default: as
+        much as `lazymem.set_budget` leaves it), fill ("auto", "copy", "move", "zero": how bytes get into place), scratch_dir
+        (for mode "c": a folder on a disk, where changed
+        blocks are kept that are evicted; default $TMPDIR, else /var/tmp). delivery "auto" takes "threads" where
         system calls may wait for pages, else "inline", and "mprotect" where there is no userfaultfd: there blocks are larger
         (up to 4 MiB, unless block_nbytes is given), system calls on absent pages get EFAULT, and a fork copies what is
         resident of mode "c".

@@ -28,7 +28,7 @@ from lazymem.core.standin cimport publish
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport thread_self
 from lazymem.core.uffd cimport ASLEEP, PLAINLY, PROTECTED, page_is_absent, page_nbytes, uffd_copy, uffd_move, uffd_protect
-from lazymem.core.writes cimport region_store, written_since
+from lazymem.core.writes cimport region_store, wait_while_busy, written_since
 
 
 cdef extern from "native.h" nogil:
@@ -521,6 +521,10 @@ cdef uint64_t evict_blocks(Region *r, uint64_t first, uint64_t last) noexcept no
         c = &r.clocks[kind]
         for i in range(1, lm_load32(&c.top)):
             f = &c.frames[i]
+            block = lm_load64(&f.block)
+            if lm_load32(&f.state) == EMPTY or block + c.blocks <= first or block >= last:
+                continue
+            wait_while_busy(r, c, i)
             block = lm_load64(&f.block)
             if lm_load32(&f.state) != USED or block + c.blocks <= first or block >= last:
                 continue

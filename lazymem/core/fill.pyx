@@ -387,6 +387,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
     if error == 0:
         error = frame_for(r, UNITS, False, &frame, &holds)
     if error == 0:
+        lm_store64(&c.frames[frame].block, first)
         dst = frame_slot(c, frame) if holds else <uint64_t>pool_take(c.nbytes)
         error = _fetch(r, first * r.block_nbytes, c.nbytes, <void *>dst) if dst else -ENOMEM
         lm_park(b"fetched")

@@ -191,11 +191,25 @@ cdef int _flush_block(Region *r, uint64_t block, uint32_t seen, int pagemap) noe
     return error
 
 
-cdef void _wait_while_busy(Region *r, Frame *f) noexcept nogil:
-    """Who touched the block that is being put into this frame may have written to it before that is published."""
-    cdef uint64_t deadline_ns = lm_now_ns() + r.timeout_ns
-    while lm_load32(&f.state) == BUSY and lm_load32(&r.status) == LIVE and lm_now_ns() < deadline_ns:
-        lm_sleep_ns(20000)
+cdef void wait_while_busy(Region *r, Clock *c, uint32_t i) noexcept nogil:
+    """Who touched the block that is being put into a frame may have written to it before that is published: wait for it.
+
+    GIL: better released. Blocks: on the source, at most until the region's timeout. Thread: one that has entered the region.
+    """
+    cdef Frame *f = &c.frames[i]
+    cdef uint64_t deadline_ns = lm_now_ns() + r.timeout_ns, block
+    cdef uint32_t seen
+    while lm_load32(&r.status) == LIVE and lm_now_ns() < deadline_ns:
+        if lm_load32(&f.state) == BUSY:
+            lm_sleep_ns(20000)
+            continue
+        block = lm_load64(&f.block)
+        if lm_load32(&f.state) != USED:
+            return
+        seen = lm_load32(&r.words[block])
+        if seen & STATE != FILLING and seen & STATE != LEAVING:
+            return
+        table_wait(&r.words[block], seen, deadline_ns)
 
 
 cdef int region_flush(Region *r, uint64_t first, uint64_t last, uint64_t *failed) noexcept nogil:
@@ -220,7 +234,7 @@ cdef int region_flush(Region *r, uint64_t first, uint64_t last, uint64_t *failed
             block = lm_load64(&f.block)
             if lm_load32(&f.state) == EMPTY or block + c.blocks <= first or block >= last:
                 continue
-            _wait_while_busy(r, f)
+            wait_while_busy(r, c, i)
             block = lm_load64(&f.block)
             if lm_load32(&f.state) != USED or block + c.blocks <= first or block >= last:
                 continue
