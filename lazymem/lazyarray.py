@@ -187,12 +187,20 @@ def _write_pieces(array: LazyArray, file: Any) -> None:
                 _write_pieces(row, file)
         return
     flat = np.asarray(array).reshape(-1).view("u1") if array.ndim else np.asarray(array).reshape(1).view("u1")
-    for i in range(0, flat.size, PIECE_NBYTES):
-        piece = flat[i : i + PIECE_NBYTES]
-        if owner is not None:
-            low, high = core.bounds(piece)
-            owner.populate(low - owner.address, high - owner.address)
-        _write_all(file, piece)
+    size = min(PIECE_NBYTES, core.largest_export_nbytes)
+    if owner is not None and owner.budget_nbytes:
+        size = min(size, owner.budget_nbytes // 4)
+    for i in range(0, flat.size, size):
+        piece = flat[i : i + size]
+        if owner is None:
+            _write_all(file, piece)
+            continue
+        low, high = (at - owner.address for at in core.bounds(piece))
+        owner.pin(low, high, False)
+        try:
+            _write_all(file, piece)
+        finally:
+            owner.unpin(low, high, False)
 
 
 def _write_all(file: Any, piece: np.ndarray[Any, Any]) -> None:

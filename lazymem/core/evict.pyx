@@ -375,7 +375,7 @@ cdef bint _anybody(Region *r, Clock *c) noexcept nogil:
 
 
 cdef uint32_t _waiting_share(Clock *c) noexcept nogil:
-    cdef uint32_t n = (lm_load32(&c.top) - 1) // WAITING_SHARE
+    cdef uint32_t n = lm_load32(&c.used) // WAITING_SHARE
     return n if n else 1
 
 
@@ -401,8 +401,8 @@ cdef uint64_t _give_way(Region *r, uint64_t nbytes, bint *busy) noexcept nogil:
 
 
 cdef uint64_t _held(Region *r, int kind) noexcept nogil:
-    """Bytes of one kind of frames, about: empty ones of it count too."""
-    return (lm_load32(&r.clocks[kind].top) - 1) * r.clocks[kind].nbytes if r.clocks[kind].most else 0
+    """Bytes of one kind of frames."""
+    return lm_load32(&r.clocks[kind].used) * r.clocks[kind].nbytes
 
 
 cdef bint _others_give_way(Region *me, uint64_t nbytes, bint *busy) noexcept nogil:

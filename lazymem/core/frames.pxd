@@ -28,6 +28,7 @@ ctypedef struct Clock:
     uint64_t empty     # the first empty one's number, and above it a count against ABA
     uint32_t evicting  # the hand that evicts, and the one that recycles behind it: numbers
     uint32_t recycling
+    uint32_t used      # frames that are not empty
     uint32_t waiting   # frames whose bytes lie in their slots
     uint32_t opening   # 1: somebody is making the slots; 2 they cannot be had
 

@@ -34,6 +34,7 @@ cdef void clock_make(Clock *c, Frame *frames, uint64_t nbytes, uint64_t blocks, 
     c.empty = 0
     c.evicting = 1
     c.recycling = 1
+    c.used = 0
     c.waiting = 0
     c.opening = 0
 
@@ -50,6 +51,7 @@ cdef uint32_t frame_take(Clock *c) noexcept nogil:
             break
         if lm_cas64(&c.empty, head, (((head >> COUNT_SHIFT) + 1) << COUNT_SHIFT) | <uint32_t>lm_load64(&c.frames[i].block)):
             lm_store32(&c.frames[i].state, BUSY)
+            lm_add32(&c.used, 1)
             return i
     while True:
         i = lm_load32(&c.top)
@@ -57,12 +59,14 @@ cdef uint32_t frame_take(Clock *c) noexcept nogil:
             return 0
         if lm_cas32(&c.top, i, i + 1):
             lm_store32(&c.frames[i].state, BUSY)
+            lm_add32(&c.used, 1)
             return i
 
 
 cdef void frame_empty(Clock *c, uint32_t i) noexcept nogil:
     """Give a frame back that has no memory. GIL: never. Blocks: no. Thread: whose it is, BUSY."""
     cdef uint64_t head
+    lm_sub32(&c.used, 1)
     lm_store32(&c.frames[i].state, EMPTY)
     while True:
         head = lm_load64(&c.empty)

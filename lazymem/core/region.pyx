@@ -844,6 +844,7 @@ cdef void _keep_frames(Region *r) noexcept nogil:
     for kind in range(KINDS):
         c = &r.clocks[kind]
         c.empty = 0
+        c.used = c.top - 1
         c.waiting = 0
         c.opening = 0
         for i in range(1, c.top):

@@ -22,6 +22,7 @@ from lazymem.core.region cimport *
 from lazymem.core.scratch cimport scratch_write
 from lazymem.core.standin cimport publish
 from lazymem.core.table cimport *
+from lazymem.core.thread cimport Thread, thread_self
 from lazymem.core.uffd cimport pages_written, uffd_protect
 
 
@@ -127,7 +128,10 @@ cdef int region_store(Region *r, uint64_t first, uint64_t blocks, const void *sr
     Return: 0 / -errno. GIL: never. Blocks: on the source. Thread: the claimer.
     """
     cdef uint64_t nbytes = blocks * r.block_nbytes, k
+    cdef Thread *me = thread_self()
     cdef int error = 0
+    if me != NULL and me.before_blocking != NULL:   # a handler thread: others' faults must not wait for this
+        me.before_blocking()
     if blocks > 1 and r.writes_back and r.source.store != NULL:   # a unit in one piece
         error = r.source.store(r.source.ctx, src, first * r.block_nbytes, nbytes)
         if error == 0:
