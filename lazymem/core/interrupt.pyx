@@ -123,6 +123,7 @@ cdef extern from *:
     uint32_t lm_came_now(uint32_t wanted) noexcept nogil
 
 cdef uint32_t _is_default = 0   # SIGINT is Python's default handler's (sigowner.py)
+cdef uint32_t _main_thread = lm_main_thread()   # of this process: asked at every touch, where a system call would be felt
 
 
 cdef bint _may_be_ended(Thread *me, uint32_t by) noexcept nogil:
@@ -138,7 +139,7 @@ cdef bint touch_may_be_ended(Thread *me, uint32_t toucher) noexcept nogil:
 
     Return: whether `wait_is_over` must follow. GIL: any. Blocks: no. Thread: the toucher, or the handler thread that serves it.
     """
-    return lm_load32(&_is_default) and me.interrupted == NULL and toucher == lm_main_thread() and _may_be_ended(me, LM_SIGINT_ONLY)
+    return lm_load32(&_is_default) and me.interrupted == NULL and toucher == _main_thread and _may_be_ended(me, LM_SIGINT_ONLY)
 
 
 cdef bint operation_may_be_ended(Thread *me) noexcept nogil:
@@ -146,7 +147,7 @@ cdef bint operation_may_be_ended(Thread *me) noexcept nogil:
 
     Return: whether `wait_is_over` must follow. GIL: any. Blocks: no.
     """
-    return me.tid == lm_main_thread() and _may_be_ended(me, LM_ANY)
+    return me.tid == _main_thread and _may_be_ended(me, LM_ANY)
 
 
 cdef bint wait_is_over(Thread *me) noexcept nogil:
@@ -169,6 +170,8 @@ cdef bint _came() noexcept nogil:
 
 cdef void interrupt_forget() noexcept nogil:
     """In a forked child. GIL: any. Blocks: no."""
+    global _main_thread
+    _main_thread = lm_main_thread()
     lm_listen_forget()
 
 
