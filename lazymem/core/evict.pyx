@@ -317,14 +317,17 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
     cdef Frame *f
     cdef uint64_t first
     cdef uint32_t i, was, steps = 2 * lm_load32(&c.top), waiting, tid = lm_gettid()
+    # What is evicted must wait a while, also where few frames are: it is what gives it its second chance.
+    cdef uint32_t batch = n_waiting // 2 if n_waiting < 2 * BATCH else <uint32_t>BATCH
     cdef int error
+    batch = batch if batch else 1
     if r.uffd == NULL:
         return 0
     while steps:
         steps -= 1
         waiting = lm_load32(&c.waiting)
-        if waiting == 0 or waiting + BATCH <= n_waiting:
-            if _evict_some(r, kind, BATCH if BATCH < n_waiting else n_waiting) == 0 and waiting == 0:
+        if waiting == 0 or waiting + batch <= n_waiting:
+            if _evict_some(r, kind, batch) == 0 and waiting == 0:
                 busy[0] = busy[0] or _anybody(r, c)
                 return 0
         i = hand_next(c, &c.recycling)
