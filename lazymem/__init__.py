@@ -13,7 +13,18 @@ from lazymem.version import __version__
 if _sys.platform.startswith("linux"):
     from lazymem.arrays import from_provider, get_include, memmap, open
     from lazymem.asking import (
-        check, close, evict, flush, is_lazy, pin, populate, prefetch, region, residency, set_budget, stats,
+        check,
+        close,
+        evict,
+        flush,
+        is_lazy,
+        pin,
+        populate,
+        prefetch,
+        region,
+        residency,
+        set_budget,
+        stats,
     )  # fmt: skip
     from lazymem.guards import guard
     from lazymem.handle import Region

@@ -150,8 +150,8 @@ def _check_fits(owner: Region, nbytes: int) -> None:
         whose, budget = "the budget of all arrays is (lazymem.set_budget)", process
     if budget and nbytes > budget - budget // 8:
         raise ValueError(
-            f"{nbytes} bytes of array {owner.name!r} cannot be in memory at once: {whose} {budget} bytes, some of them for what else is "
-            "touched meanwhile. Ask for a part of it, or raise the budget"
+            f"{nbytes} bytes of array {owner.name!r} cannot be in memory at once: {whose} {budget} bytes, some of them for "
+            "what else is touched meanwhile. Ask for a part of it, or raise the budget"
         )
 
 
@@ -211,8 +211,8 @@ def pin(x: Any, write: bool = False) -> Pin:
 
     Notes
     -----
-    Blocks: until all of x is in memory. GIL: released meanwhile. Memory that is handed to the kernel without being pinned there (vmsplice,
-    MSG_ZEROCOPY) is recycled when its block is evicted, and the reader would see other bytes: pin it.
+    Blocks: until all of x is in memory. GIL: released meanwhile. Memory that is handed to the kernel without being
+    pinned there (vmsplice, MSG_ZEROCOPY) is recycled when its block is evicted, and the reader would see other bytes: pin it.
     """
     owner, parts = _parts(x)
     parts = list(parts)
@@ -263,8 +263,8 @@ def set_budget(budget_nbytes: Any) -> None:
 
     Notes
     -----
-    Blocks: no. GIL: kept. What is in memory beyond a smaller budget goes as memory is needed; `lazymem.evict` gives it back at once.
-    An array has a budget of its own by the option `budget_nbytes`, and always room for 16 blocks.
+    Blocks: no. GIL: kept. What is in memory beyond a smaller budget goes as memory is needed; `lazymem.evict` gives it
+    back at once. An array has a budget of its own by the option `budget_nbytes`, and always room for 16 blocks.
     """
     from lazymem import making, system
     from lazymem.options import nbytes

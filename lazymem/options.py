@@ -231,7 +231,7 @@ def budget_of(value: Any, block_nbytes: int) -> int:
     if budget_nbytes < least:
         what = "a block" if budget_nbytes < block_nbytes else f"{BUDGET_BLOCKS} blocks"
         raise ValueError(
-            f"budget_nbytes={value!r}: there is no room in it for {what} of {block_nbytes} bytes, and so many must be resident at "
-            f"once. Give {least} or more, or smaller blocks (block_nbytes=)"
+            f"budget_nbytes={value!r}: there is no room in it for {what} of {block_nbytes} bytes, and so many must be "
+            f"resident at once. Give {least} or more, or smaller blocks (block_nbytes=)"
         )
     return budget_nbytes

@@ -7,7 +7,8 @@ import sys
 
 from lazymem.errors import UnsupportedPlatform
 
-# What of the memory that is left arrays may have, unless somebody says otherwise: the kernel kills at the limit, it does not refuse.
+# What of the memory that is left arrays may have, unless somebody says otherwise: the kernel kills at the limit, it does not
+# refuse.
 SHARE = 0.5
 
 

@@ -109,7 +109,8 @@ def maps(of_files=True):
 
 def test_trap_29_neighbours_never_merge(delivery):
     sizes = [PAGE, 3 * PAGE, 2 << 20, (2 << 20) + PAGE]
-    arrays = [counted(s, mode=m, delivery=delivery, block_nbytes=PAGE, fill="copy")[0] for s in sizes for m in "rc" for _ in range(2)]
+    options = {"delivery": delivery, "block_nbytes": PAGE, "fill": "copy"}
+    arrays = [counted(s, mode=m, **options)[0] for s in sizes for m in "rc" for _ in range(2)]
     inside = {low: (high, access) for low, high, access in maps()}
     for a in arrays:
         low, high = address_of(a), address_of(a) + a.nbytes
