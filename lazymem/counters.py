@@ -44,8 +44,8 @@ class Stats:
     units : int
         Units of 2 MiB that a sequential stream was fetched in.
     evicted, rescued, recycled : int
-        Frames (blocks, or units) that were moved out of the array; of them, those that were wanted again before their memory was;
-        and those whose memory went to another fetch, or back to the system.
+        Frames (blocks, or units) that were moved out of the array; of them, those that were wanted again before their memory
+        was; and those whose memory went to another fetch, or back to the system.
     pinned_skips : int
         Evictions that did not take place, since something held the memory: `lazymem.pin`, a device, a lock.
     stored, stored_nbytes, store_errors : int
@@ -172,6 +172,6 @@ def read_stats(memory: Memory) -> Stats:
         nbytes_used=c["nbytes_used"], errors=c["errors"], moved=c["moved"],
         refused=c["refused"], units=c["units"], evicted=c["evicted"], rescued=c["rescued"], recycled=c["recycled"],
         pinned_skips=c["pinned"], stored=c["stored"], stored_nbytes=c["stored_nbytes"], store_errors=c["store_errors"],
-        budget_nbytes=memory.budget_nbytes, held_nbytes=c["held_nbytes"], waiting_nbytes=c["waiting_nbytes"], eexist=c["eexist"],
-        eagain=c["eagain"], latency_ns=latency,
+        budget_nbytes=memory.budget_nbytes, held_nbytes=c["held_nbytes"], waiting_nbytes=c["waiting_nbytes"],
+        eexist=c["eexist"], eagain=c["eagain"], latency_ns=latency,
     )  # fmt: skip
