@@ -229,10 +229,12 @@ def _command(function: Any, args: tuple[Any, ...]) -> tuple[str, dict[str, str]]
     return f"import {module} as t\nt.{function.__name__}(*{args!r})\n", {_BUILT: str(_folder())}
 
 
-def in_child(function: Any, *args: Any, user: str | None = None, timeout: float = 60) -> str:
-    """Run a function of a test module in a child that must end well; what it printed."""
-    code, env = _command(function, args)
-    return check_child(code, timeout, user, env)
+def in_child(
+    function: Any, *args: Any, user: str | None = None, timeout: float = 60, env: dict[str, str] | None = None
+) -> str:
+    """Run a function of a test module in a child that must end well; what it printed. With `env`, in an interpreter of its own."""
+    code, built = _command(function, args)
+    return check_child(code, timeout, user, {**built, **(env or {})}, fresh=env is not None)
 
 
 def end_of_child(function: Any, *args: Any, user: str | None = None, timeout: float = 60) -> tuple[int, str, str]:

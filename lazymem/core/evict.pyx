@@ -39,6 +39,7 @@ cdef enum:
     BLOCKS_MOST = 512          # of a unit
     BATCH = 32                 # frames are evicted so many at a time
     WAITING_SHARE = 4          # one frame in so many waits, once memory is short
+    IDLE_ROUNDS = 3            # nobody was at work so often, and nothing was to be had: there is nothing
 
 cdef uint64_t GIVE_WAY_NBYTES = 1 << 20   # another region gives at least this much at a time
 cdef uint64_t PAUSE_NS = 50000
@@ -316,7 +317,7 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
     cdef Clock *c = &r.clocks[kind]
     cdef Frame *f
     cdef uint64_t first
-    cdef uint32_t i, was, steps = 2 * lm_load32(&c.top), waiting, tid = lm_gettid()
+    cdef uint32_t i, was, turn = lm_load32(&c.top), steps = 2 * turn, waiting, tid = lm_gettid()
     # What is evicted must wait a while, also where few frames are: it is what gives it its second chance.
     cdef uint32_t batch = n_waiting // 2 if n_waiting < 2 * BATCH else <uint32_t>BATCH
     cdef int error
@@ -326,7 +327,8 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
     while steps:
         steps -= 1
         waiting = lm_load32(&c.waiting)
-        if waiting == 0 or waiting + batch <= n_waiting:
+        # (Those that wait may all be somebody else's already, or not to be written back: after a turn, others.)
+        if waiting == 0 or waiting + batch <= n_waiting or steps == turn:
             if _evict_some(r, kind, batch) == 0 and waiting == 0:
                 busy[0] = busy[0] or _anybody(r, c)
                 return 0
@@ -348,6 +350,7 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
                 continue
         _take_slot(r, c, i)
         return i
+    busy[0] = busy[0] or _anybody(r, c)
     return 0
 
 
@@ -461,11 +464,13 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
     """
     cdef Clock *c = &r.clocks[kind]
     cdef int other = SMALL if kind == UNITS else UNITS
-    cdef uint64_t deadline_ns = 0, now_ns
-    cdef uint32_t i
+    cdef uint64_t deadline_ns = 0, now_ns, held, recycled
+    cdef uint32_t i, idle = 0
     cdef bint busy, own
     holds[0] = False
     while lm_load32(&r.status) == LIVE:
+        held = lm_load64(&r.held)
+        recycled = lm_load64(&r.counters.recycled)
         if _room(r, c.nbytes):                                            # 1.
             frame[0] = frame_take(c)
             if frame[0]:
@@ -495,7 +500,12 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
         now_ns = lm_now_ns()                                              # 5.
         if deadline_ns == 0:
             deadline_ns = now_ns + r.timeout_ns
-        if not wait or not busy or now_ns > deadline_ns:
+        # What came free while this looked elsewhere has changed one of these: nobody is told that there is nothing while there is.
+        if busy or lm_load64(&r.held) < held or lm_load64(&r.counters.recycled) != recycled:
+            idle = 0
+        else:
+            idle += 1
+        if not wait or idle == IDLE_ROUNDS or now_ns > deadline_ns:
             return -EDQUOT
         lm_sleep_ns(PAUSE_NS)
     return -ESHUTDOWN
