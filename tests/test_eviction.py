@@ -60,3 +60,205 @@ def no_increment_is_lost(folder, delivery, mode, seconds, nthreads=3):
     lm.close(a)
     on_disk = np.fromfile(path, "i8").reshape(npages, WORDS)
     assert np.array_equal(on_disk, expected if mode == "r+" else np.arange(npages * WORDS).reshape(npages, WORDS))
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Instructions that touch many blocks at once
+
+@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+@each_way
+def test_trap_27_gathers_end(folder, user, delivery, way):
+    """More threads than the budget has blocks, eight blocks an instruction."""
+    run(gathers_end, str(folder), delivery, way=way, user=user)
+
+
+def gathers_end(folder, delivery, nthreads=20, n=160):
+    nblocks = 16
+    a = lm.memmap(file_of(folder, 16 * BLOCKS), "i8", "r", delivery=delivery, block_nbytes=LEAST // nblocks, budget_nbytes=LEAST)
+    base, dice = address_of(a), np.random.default_rng(1)
+    at = dice.integers(0, a.size, (nthreads, n)) * 8
+    sums = together(*(lambda row=row: crowd().gather(base, row.ctypes.data, n) for row in at))
+    assert sums == [int(s) for s in (at // 8).sum(axis=1)]
+    taken = together(*(lambda row=row: np.take(a, row // 8) for row in at))
+    assert np.array_equal(taken, at // 8)
+    stats = lm.stats(a)
+    assert stats.held_nbytes <= LEAST, stats
+    assert stats.blocks > 16 * nblocks, stats
+    lm.close(a)
+
+
+@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+@each_way
+def test_trap_27_copies_between_arrays_end(folder, user, delivery, way):
+    run(copies_between_arrays_end, str(folder), delivery, way=way, user=user)
+
+
+def copies_between_arrays_end(folder, delivery, npages=6 * BLOCKS, nthreads=4):
+    given = {"delivery": delivery, "block_nbytes": PAGE, "budget_nbytes": LEAST}
+    source = lm.memmap(file_of(folder, npages), "i8", "r", **given)
+    target = lm.memmap(os.path.join(folder, "target"), "i8", "w+", shape=source.shape, **given)
+    part = source.nbytes // nthreads
+    together(*(
+        lambda at=at: crowd().copy_in_one(address_of(target) + at, address_of(source) + at, part)
+        for at in range(0, source.nbytes, part)
+    ))  # fmt: skip
+    assert np.array_equal(target, np.arange(source.size))
+    np.copyto(target, source[::-1])                    # backwards: no stream is to be seen
+    assert np.array_equal(source, np.arange(source.size))
+    for x in (source, target):
+        assert lm.stats(x).held_nbytes <= LEAST
+    lm.close(source)
+    lm.close(target)
+    assert np.array_equal(np.fromfile(os.path.join(folder, "target"), "i8"), np.arange(npages * WORDS)[::-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Who is wanted again
+
+@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+@each_way
+def test_what_is_touched_again_in_time_costs_no_fetch(user, delivery, way):
+    run(what_is_touched_again_in_time_costs_no_fetch, delivery, way=way, user=user)
+
+
+def what_is_touched_again_in_time_costs_no_fetch(delivery):
+    """A few blocks that are touched between the others stay, though all memory is handed on again and again.
+
+    Fetched twice at most: the first time round the hand that recycles is right behind the one that evicts.
+    """
+    per_block = (ctypes.c_uint32 * (16 * BLOCKS))()
+    a, kit = counted(16 * BLOCKS * PAGE, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST, fill="move",
+                     per_block=ctypes.cast(per_block, ctypes.c_void_p))  # fmt: skip
+    hot = range(0, 5)
+    for block in range(16 * BLOCKS):
+        assert int(a[block * WORDS + 1]) == block * WORDS + 1
+        for h in hot:
+            assert int(a[h * WORDS + 7]) == h * WORDS + 7
+    stats = lm.stats(a)
+    assert stats.rescued > 0
+    assert stats.held_nbytes <= LEAST
+    assert stats.recycled > 10 * BLOCKS, stats
+    fetched = list(per_block)
+    assert max(fetched[h] for h in hot) <= 2, fetched[: len(hot)]
+    assert max(fetched[len(hot) :]) == 1
+    assert stats.rescued >= 10 * len(hot), stats
+    lm.close(a)
+
+
+def test_evict_gives_memory_back_and_it_is_fetched_again(delivery):
+    run(evict_gives_memory_back, delivery)
+
+
+def evict_gives_memory_back(delivery):
+    a, kit = counted(8 * PAGE + 16, delivery=delivery, block_nbytes=2 * PAGE)
+    lm.populate(a)
+    assert lm.stats(a).held_nbytes == 10 * PAGE
+    assert lm.evict(a[2 * WORDS + 5 : 4 * WORDS + 1]) == 0, "blocks that lie in it partly go too"
+    assert lm.stats(a).held_nbytes == 6 * PAGE
+    assert [bool(there) for there in lm.residency(a)] == [True, False, False, True, True]
+    assert np.array_equal(a, np.arange(a.size))
+    assert kit.calls == 5 + 2
+    with lm.pin(a[:WORDS]):
+        assert lm.evict(a) == 1
+        assert kit.calls == 7
+        assert int(a[1]) == 1
+        assert kit.calls == 7
+    assert lm.evict(a) == 0
+    assert lm.stats(a).held_nbytes == 0
+    assert lm.evict(a) == 0
+    lm.close(a)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Pins
+
+def test_where_all_is_pinned_the_next_touch_is_told_at_once(delivery):
+    run(where_all_is_pinned, delivery)
+
+
+def where_all_is_pinned(delivery):
+    a, kit = counted(2 * LEAST, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST, timeout=20)
+    pins = [lm.pin(a[i * LEAST // 32 : (i + 1) * LEAST // 32]) for i in range(4)]
+    began = time.monotonic()
+    with pytest.raises(lm.PageError) as raised:
+        int(a[-1])
+    assert time.monotonic() - began < 2
+    assert raised.value.errno == 122
+    assert np.array_equal(np.asarray(a)[: LEAST // 8], np.arange(LEAST // 8)), "what is pinned is there"
+    assert kit.calls == BLOCKS
+    pins[0].release()
+    assert np.array_equal(a, np.arange(a.size))
+    assert kit.calls >= 2 * BLOCKS
+    calls = kit.calls
+    assert np.array_equal(a[LEAST // 32 : LEAST // 8], np.arange(LEAST // 32, LEAST // 8))
+    assert kit.calls == calls, "what is pinned has stayed"
+    del pins
+    assert lm.evict(a) == 0
+    lm.close(a)
+
+
+def test_pins_of_views_and_twice(delivery):
+    run(pins_of_views_and_twice, delivery)
+
+
+def pins_of_views_and_twice(delivery):
+    a, kit = counted(4 * LEAST, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST)
+    view = np.asarray(a).reshape(-1, WORDS)[3:9:2, 5:7]        # three pages, not those between
+    first, second = lm.pin(view), lm.pin(a[3 * WORDS : 4 * WORDS])
+    everything = lambda: np.array_equal(a, np.arange(a.size))  # noqa: E731
+    del view
+    assert everything()
+    assert {3, 5, 7} <= {i for i, there in enumerate(lm.residency(a)) if there}
+    first.release()
+    first.release()                                            # once is all it counts
+    assert lm.evict(a) == 1
+    assert [i for i, there in enumerate(lm.residency(a)) if there] == [3]
+    second.release()
+    assert lm.evict(a) == 0
+    with pytest.raises(ValueError, match="cannot be in memory at once"):
+        lm.pin(a)
+    with pytest.raises(ValueError, match="cannot be in memory at once"):
+        lm.populate(a)
+    with pytest.raises(ValueError, match="read-only"):
+        lm.pin(a[:1], write=True)
+    assert lm.stats(a).held_nbytes <= LEAST
+    lm.close(a)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Budgets
+
+def test_the_budget_of_the_process(delivery):
+    run(the_budget_of_the_process, delivery)
+
+
+def the_budget_of_the_process(delivery):
+    """The array that has most gives way; those that have little keep it."""
+    from lazymem.core.memory import budget
+
+    lm.set_budget("4 MiB")
+    given = {"delivery": delivery, "block_nbytes": 4 * PAGE}
+    small = [counted(LEAST, **given)[0] for _ in range(3)]
+    large, _ = counted(16 << 20, **given)
+    for x in small:
+        assert int(x.sum()) == x.size * (x.size - 1) // 2
+    for _ in range(3):
+        for x in (large, *small):
+            assert np.array_equal(x, np.arange(x.size))
+            assert budget()[1] <= 4 << 20
+    assert [lm.stats(x).recycled for x in small] == [0] * 3, "they had their least"
+    with pytest.raises(ValueError, match="set_budget"):
+        lm.populate(large)
+    other, _ = counted(16 << 20, **given)
+    assert np.array_equal(other, np.arange(other.size))
+    assert budget()[1] <= 4 << 20
+    assert lm.stats(other).held_nbytes >= (4 << 20) // 8, "the array that has most gave way"
+    lm.set_budget("16 MiB")
+    assert np.array_equal(large, np.arange(large.size))
+    assert 4 << 20 < budget()[1] <= 16 << 20
+    lm.set_budget("4 MiB")                                     # what is beyond goes as memory is needed
+    assert np.array_equal(other, np.arange(other.size))
+    assert budget()[1] <= 4 << 20
+    for x in (large, other, *small):
+        lm.close(x)
+    assert budget()[1] == 0

@@ -455,6 +455,12 @@ cdef bint _room(Region *r, uint64_t nbytes) noexcept nogil:
     return False
 
 
+cdef void _over(Region *r, bint *busy) noexcept nogil:
+    """More is held than the process may have: give some of it back, as much as a touch has patience for."""
+    if not _others_give_way(r, GIVE_WAY_NBYTES, busy) and lm_load64(&r.held) > r.floor_nbytes + GIVE_WAY_NBYTES:
+        _give_way(r, GIVE_WAY_NBYTES, busy)
+
+
 cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds) noexcept nogil:
     """Memory for a fill. `holds`: the frame's slot has pages, to be fetched into; else it is empty. `wait`: for other threads.
 
@@ -487,6 +493,8 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
                 lm_add64(&r.held, c.nbytes)
                 memory_force(c.nbytes)
                 return 0
+        if memory_budget() and memory_used() > memory_budget():                               # (it was larger)
+            _over(r, &busy)
         if _held(r, kind) >= _held(r, other):                             # 2.
             i = _recycle(r, kind, _waiting_share(c), &busy)
             if i:
