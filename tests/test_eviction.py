@@ -262,3 +262,17 @@ def the_budget_of_the_process(delivery):
     for x in (large, other, *small):
         lm.close(x)
     assert budget()[1] == 0
+
+
+@pytest.mark.parametrize("fill", ["auto", "copy", "move"])
+def test_memory_of_a_short_last_block_serves_whole_ones(folder, delivery, fill):
+    run(memory_of_a_short_last_block, str(folder), delivery, fill)
+
+
+def memory_of_a_short_last_block(folder, delivery, fill):
+    path = file_of(folder, 65 * 4 + 1)
+    a = lm.memmap(path, "i8", "r", delivery=delivery, fill=fill, block_nbytes=4 * PAGE, budget_nbytes=LEAST)
+    for _ in range(5):
+        assert int(a[-1]) == a.size - 1
+        assert np.array_equal(a[:-WORDS], np.arange(a.size - WORDS))
+    lm.close(a)

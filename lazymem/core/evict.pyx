@@ -499,7 +499,9 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
             i = _recycle(r, kind, _waiting_share(c), &busy)
             if i:
                 frame[0] = i
-                holds[0] = True
+                holds[0] = _frame_nbytes(r, c, c.frames[i].block) == c.nbytes
+                if not holds[0]:        # a short last block lay in it: a fetch of more would touch what is absent
+                    madvise(<void *>frame_slot(c, i), c.nbytes, MADV_DONTNEED)
                 return 0
         if _give_way(r, c.nbytes, &busy):                                 # 3.
             continue
