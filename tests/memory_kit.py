@@ -1,4 +1,4 @@
-"""What do tests of memory that is evicted have in common: both ways out of a region, files that count, and nothing left afterwards?"""
+"""What have tests of evicted memory in common: both ways out of a region, files that count, and nothing left afterwards?"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Is every write there, and does every instruction end, while memory is taken away as fast as it can be?"""
 
 import ctypes
-import itertools
 import os
 import time
 
@@ -39,7 +38,7 @@ def test_no_increment_is_lost_in_a_minute_of_every_thread(folder, user, delivery
 
 def no_increment_is_lost(folder, delivery, mode, seconds, nthreads=3):
     """Each thread owns a counter in every page, so that every page is everybody's: what is lost is lost by eviction."""
-    npages = 4 * BLOCKS if mode == "r+" else BLOCKS
+    npages = 4 * BLOCKS
     path = file_of(folder, npages)
     a = lm.memmap(path, "i8", mode, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST)
     mine = np.zeros((nthreads, npages), "i8")
@@ -74,7 +73,8 @@ def test_trap_27_gathers_end(folder, user, delivery, way):
 
 def gathers_end(folder, delivery, nthreads=20, n=160):
     nblocks = 16
-    a = lm.memmap(file_of(folder, 16 * BLOCKS), "i8", "r", delivery=delivery, block_nbytes=LEAST // nblocks, budget_nbytes=LEAST)
+    path = file_of(folder, 16 * BLOCKS)
+    a = lm.memmap(path, "i8", "r", delivery=delivery, block_nbytes=LEAST // nblocks, budget_nbytes=LEAST)
     base, dice = address_of(a), np.random.default_rng(1)
     at = dice.integers(0, a.size, (nthreads, n)) * 8
     sums = together(*(lambda row=row: crowd().gather(base, row.ctypes.data, n) for row in at))
@@ -127,7 +127,7 @@ def what_is_touched_again_in_time_costs_no_fetch(delivery):
     Fetched twice at most: the first time round the hand that recycles is right behind the one that evicts.
     """
     per_block = (ctypes.c_uint32 * (16 * BLOCKS))()
-    a, kit = counted(16 * BLOCKS * PAGE, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST, fill="move",
+    a, _ = counted(16 * BLOCKS * PAGE, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST, fill="move",
                      per_block=ctypes.cast(per_block, ctypes.c_void_p))  # fmt: skip
     hot = range(0, 5)
     for block in range(16 * BLOCKS):
@@ -202,7 +202,7 @@ def test_pins_of_views_and_twice(delivery):
 
 
 def pins_of_views_and_twice(delivery):
-    a, kit = counted(4 * LEAST, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST)
+    a, _ = counted(4 * LEAST, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST)
     view = np.asarray(a).reshape(-1, WORDS)[3:9:2, 5:7]        # three pages, not those between
     first, second = lm.pin(view), lm.pin(a[3 * WORDS : 4 * WORDS])
     everything = lambda: np.array_equal(a, np.arange(a.size))  # noqa: E731

@@ -1,7 +1,6 @@
 """Does an array that is larger than its memory hold what np.memmap holds, whatever is done to it in whatever order?"""
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -89,7 +88,7 @@ class Against(RuleBasedStateMachine):
         part = self.part(start, length)
         left = lm.evict(self.a[part])
         assert left >= 0
-        if not self.pins and self.mode == "r+":
+        if not self.pins:
             assert left == 0
 
     @rule(start=starts, length=lengths)
@@ -150,8 +149,6 @@ class Against(RuleBasedStateMachine):
                 expected[part] = value
                 right = right and np.array_equal(self.a, expected)
                 ends = 0 if right else 3
-            except lm.PageError as error:      # what is private has nowhere to go yet
-                ends = 0 if error.errno == errno.EDQUOT else 4
             except BaseException:
                 import traceback
 
@@ -161,8 +158,11 @@ class Against(RuleBasedStateMachine):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert np.array_equal(self.a[part], self.b[part])
 
-    @rule(block_nbytes=st.sampled_from([PAGE, 2 * PAGE, 4 * PAGE]), budget=st.sampled_from([LEAST, LEAST + PAGE, 90 * PAGE, 200 * PAGE]),
-          fill=st.sampled_from(["auto", "copy", "move", "zero"]))  # fmt: skip
+    @rule(
+        block_nbytes=st.sampled_from([PAGE, 2 * PAGE, 4 * PAGE]),
+        budget=st.sampled_from([LEAST, LEAST + PAGE, 90 * PAGE, 200 * PAGE]),
+        fill=st.sampled_from(["auto", "copy", "move", "zero"]),
+    )
     def close_and_reopen(self, block_nbytes, budget, fill):
         for pin, _ in self.pins:
             pin.release()
@@ -184,12 +184,16 @@ class AgainstPrivately(Against):
     mode = "c"
 
 
+# Whose system calls wait, as they come with handler threads, and whose do not.
+USUAL = [each for each in EVERYBODY if each in (("root", "threads"), ("nobody", "inline"))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["r+", "c"])
-@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+@pytest.mark.parametrize(("user", "delivery"), USUAL)
 @each_way
 def test_any_order(user, delivery, mode, way):
-    run(any_order, delivery, mode, 8, way=way, user=user)
+    run(any_order, delivery, mode, 6, way=way, user=user)
 
 
 @pytest.mark.long

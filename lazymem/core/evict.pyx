@@ -565,7 +565,7 @@ cdef uint64_t evict_blocks(Region *r, uint64_t first, uint64_t last) noexcept no
                     frame_back(r, kind, i)
                     continue
             for k in range(c.blocks):
-                if first <= block + k < last and is_resident(lm_load32(&r.words[block + k])):
+                if first <= block + k < last and lm_load32(&r.words[block + k]) & STATE not in (MISSING, FAILED):
                     left += 1
     if lm_load64(&r.counters.zeroed):
         _drop_zeros(r, first, last, tid)
