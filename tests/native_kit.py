@@ -232,7 +232,7 @@ def _command(function: Any, args: tuple[Any, ...]) -> tuple[str, dict[str, str]]
 def in_child(
     function: Any, *args: Any, user: str | None = None, timeout: float = 60, env: dict[str, str] | None = None
 ) -> str:
-    """Run a function of a test module in a child that must end well; what it printed. With `env`, in an interpreter of its own."""
+    """Run a function of a test module in a child that must end well; what it printed. `env`: an interpreter of its own."""
     code, built = _command(function, args)
     return check_child(code, timeout, user, {**built, **(env or {})}, fresh=env is not None)
 
