@@ -6,6 +6,7 @@ blocks, descriptors, jobs and provider processes start anew. By pthread_atfork, 
 memory, and stops at a touch.
 """
 from lazymem.core.failure cimport failures_forget
+from lazymem.core.frames cimport moves_forget
 from lazymem.core.inline cimport inline_reopen, signals_forget
 from lazymem.core.interrupt cimport interrupt_forget
 from lazymem.core.jobs cimport jobs_forget, jobs_hold, jobs_let_go
@@ -41,6 +42,7 @@ cdef void _in_child() noexcept nogil:
     threads_forget()
     # 2. What other threads of the parent held for ever.
     thread_forget_all()
+    moves_forget()
     pool_forget_all()
     jobs_forget()
     failures_forget()

@@ -43,3 +43,4 @@ cdef void moves_enter(sigset_t *before) noexcept nogil
 cdef void moves_leave(const sigset_t *before) noexcept nogil
 cdef void moves_hold() noexcept nogil
 cdef void moves_let_go() noexcept nogil
+cdef void moves_forget() noexcept nogil

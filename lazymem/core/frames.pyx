@@ -135,3 +135,8 @@ cdef void moves_hold() noexcept nogil:
 cdef void moves_let_go() noexcept nogil:
     """After it, in the parent and in the child. GIL: any. Blocks: no."""
     lm_store32(&_held, 0)
+
+
+cdef void moves_forget() noexcept nogil:
+    """In a forked child: who knocked meanwhile is the parent's. GIL: any. Blocks: no. Thread: the only one."""
+    lm_store32(&_moving, 0)
