@@ -370,6 +370,8 @@ cdef void _take_slot(Region *r, Clock *c, uint32_t i) noexcept nogil:
 cdef bint _anybody(Region *r, Clock *c) noexcept nogil:
     """Is somebody filling or emptying a frame?"""
     cdef uint32_t i, state
+    if lm_load32(&c.opening) == 1:     # or making the slots, without which nothing can be emptied
+        return True
     for i in range(1, lm_load32(&c.top)):
         if lm_load32(&c.frames[i].state) == BUSY:
             return True
@@ -428,6 +430,7 @@ cdef bint _others_give_way(Region *me, uint64_t nbytes, bint *busy) noexcept nog
             largest = r
             most = held
         else:
+            busy[0] = busy[0] or (held and lm_load32(&r.status) == CLOSED)    # it is just giving all back
             region_leave(r)
     if largest == NULL:
         return False
