@@ -65,8 +65,9 @@ def a_child_has_what_was_counted(folder, delivery, mode, forks, npages=3 * BLOCK
                             pages[:, 0] = 7
                             ends = 0 if (pages[:, 0] == 7).all() else 4
                         else:
-                            print("less than before", int((counts < least).sum()), "more than after", int((counts > most).sum()),
-                                  "others", int((pages[:, nthreads:] != was[:, nthreads:]).sum()), file=sys.stderr)  # fmt: skip
+                            fewer, more = int((counts < least).sum()), int((counts > most).sum())
+                            others = int((pages[:, nthreads:] != was[:, nthreads:]).sum())
+                            print(f"{fewer} are less, {more} are more, {others} others are wrong", file=sys.stderr)
                             ends = 3
                     except BaseException:
                         import traceback
@@ -180,7 +181,7 @@ ENDS = {
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize(("user", "delivery"), USUAL)
 def test_trap_42_dirty_arrays_at_the_end(folder, user, delivery, how):
-    """An end that Python sees writes back what is dirty, in memory or waiting; any other keeps what was evicted, or flushed, before."""
+    """An end that Python sees writes back what is dirty, in memory or waiting; any other keeps what was stored before."""
     code, status, whole = ENDS[how]
     path = file_of(folder, 2 * BLOCKS)
     start = (f"import numpy as np, lazymem as lm\n"
