@@ -1,6 +1,6 @@
-"""Which rows do the figures of COPY_OR_MOVE.md come from, and are they what the page says?
+"""Which rows do the figures of COPY_OR_MOVE.md, and README.md's of scans, come from, and are they what the pages say?
 
-    python bench/page.py          # write the page's figures anew, from bench/results/copy-or-move-root.jsonl
+    python bench/page.py   # write the pages' figures anew, from bench/results/copy-or-move-root.jsonl and scan-root.jsonl
 
 A figure in the text is followed by a comment that names its row: `1.52<!-- copy 4K 1 us -->` is the value of the case "copy"
 at blocks of 4 KiB with one thread running, in microseconds. `<!-- table: NAME -->` to `<!-- end -->` is a table of TABLES.
@@ -18,6 +18,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "COPY_OR_MOVE.md"
 ROWS = HERE / "results" / "copy-or-move-root.jsonl"
+README = HERE.parent / "README.md"
+SCAN_ROWS = HERE / "results" / "scan-root.jsonl"
 SIZES = {"4K": 4 << 10, "64K": 64 << 10, "2M": 2 << 20}
 FIGURE = re.compile(r"[\d.,]+(?=<!-- ([\w/-]+) (4K|64K|2M|-) ([12]) ?([\w/-]*) -->)")
 TABLE = re.compile(r"(?<=<!-- table: )(\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
@@ -105,12 +107,27 @@ def _calls(rows: Rows) -> list[str]:
     return lines
 
 
+def _scans(rows: Rows) -> list[str]:
+    lines = ["| | measured | | |", "|---|---:|---|---|"]
+    for case in rows.cases():
+        row = next(filter(None, (rows.row(case, size) for size in (*SIZES, "-"))))
+        bound, value, unit = row.get("least", row.get("limit")), row["value"], ""
+        if bound is None:
+            continue
+        if case == "memory":
+            bound, value, unit = bound / (1 << 20), value / (1 << 20), " MiB"
+        shown = f"{value:g}" if row["unit"] == "fetches" else number(value) + unit
+        lines.append(f"| `{case}` | {shown} | {'at least' if 'least' in row else 'at most'} {bound:g}{unit} | {row['of']} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "fills": lambda rows: _timed(rows, FILLS),
     "placing": _placing,
     "ranges": lambda rows: _timed(rows, RANGES),
     "wakes": _wakes,
     "calls": _calls,
+    "scans": _scans,
 }
 
 
@@ -121,11 +138,12 @@ def written(text: str, rows: Rows) -> str:
 
 
 def main() -> int:
-    """Write the page anew. Returns the exit code: 0."""
-    before = PAGE.read_text()
-    after = written(before, Rows(ROWS))
-    PAGE.write_text(after)
-    print(f"{PAGE.name}: {'as it was' if after == before else 'figures rewritten: read its sentences again'}")
+    """Write the pages anew. Returns the exit code: 0."""
+    for page, rows in ((PAGE, ROWS), (README, SCAN_ROWS)):
+        before = page.read_text()
+        after = written(before, Rows(rows))
+        page.write_text(after)
+        print(f"{page.name}: {'as it was' if after == before else 'figures rewritten: read its sentences again'}")
     return 0
 
 

@@ -299,7 +299,7 @@ def test_the_pages_figures_are_rows():
     rows = made.Rows(made.ROWS)
     assert made.written(text, rows) == text, "python bench/page.py writes the page anew"
     assert len(made.FIGURE.findall(text)) >= 35
-    assert len(made.TABLE.findall(text)) == len(made.TABLES)
+    assert set(made.TABLE.findall(text)) == set(made.TABLES) - {"scans"}
     answer = text.split("## The answer")[1].split("## The rows")[0]
     unnamed = re.findall(
         r"(?<![\d.<])[\d.,]+ (?:us|ns|ms|GB/s|times|pages|mappings)\b", re.sub("<!--.*?-->", "", made.FIGURE.sub("", answer))

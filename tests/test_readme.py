@@ -56,7 +56,7 @@ def test_every_command_is_there_and_has_help():
 
 def figures():
     """(row's file, case, block, what the table says in ns)."""
-    table = README.split("<!-- figures")[1].split("## Development")[0]
+    table = README.split("<!-- figures")[1].split("<!-- table: scans")[0]
     for line in re.findall(r"^\| `(\w[\w-]*)`.*$", table, re.MULTILINE):
         cells = [c.strip() for c in re.search(rf"^\| `{line}` .*$", table, re.MULTILINE)[0].strip("|").split("|")]
         for block, cell in zip((4096, 65536, 2 << 20), cells[1:4], strict=True):
@@ -84,6 +84,17 @@ def test_its_first_figure_is_a_row():
     takes, times = re.search(r"takes ([\d.]+) us here, ([\d.]+) times", README).groups()
     assert row["p50_ns"] / 1000 == pytest.approx(float(takes), abs=0.05)
     assert ratio["value"] == pytest.approx(float(times), abs=0.005)
+
+
+def test_what_it_says_of_scans_are_rows():
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        import page
+    finally:
+        sys.path.pop(0)
+    assert page.written(README, page.Rows(page.SCAN_ROWS)) == README, "python bench/page.py writes the figures anew"
+    assert page.TABLE.findall(README) == ["scans"]
+    assert len(page.FIGURE.findall(README)) >= 5
 
 
 def test_its_ratios_are_rows():

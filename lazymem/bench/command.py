@@ -52,17 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     failure = commands.add_parser("failure", help="from a failure to the exception, other blocks meanwhile, forks")
     array = commands.add_parser("array", help="a resident array against an ordinary one; creating; importing")
     ways = commands.add_parser("copy-or-move", help="every way of getting a block into place; what each asks of the kernel")
-    for each in (fault, ways):
+    scan = commands.add_parser("scan", help="arrays larger than their memory: scans, random reads, writing, against by hand")
+    for each in (fault, ways, scan):
         each.add_argument("--png", metavar="FILE", help="draw a picture too (needs matplotlib: the bench extra)")
     for each in (fault, array):
         each.add_argument("--unpinned", action="store_true", help="do not pin to one core; also cases without any option")
-    for each in (fault, array, provider, failure, ways):
+    for each in (fault, array, provider, failure, ways, scan):
         each.add_argument("--quick", action="store_true", help="a few touches only: does it work, not how fast")
 
     compare = commands.add_parser("compare", help="two files of rows: exit code 1 if anything became slower")
     compare.add_argument("old", metavar="OLD")
     compare.add_argument("new", metavar="NEW")
-    for each in (fault, array, provider, failure, ways, compare):
+    for each in (fault, array, provider, failure, ways, scan, compare):
         each.add_argument("--json", action="store_true", help="rows only, no table")
 
 
@@ -153,6 +154,10 @@ def _measure(args: argparse.Namespace) -> int:
         from lazymem.bench.copy_or_move import measure_copy_or_move
 
         measured = measure_copy_or_move(args.quick, _say)
+    elif args.bench == "scan":
+        from lazymem.bench.scan import measure_scan
+
+        measured = measure_scan(args.quick, _say)
     else:
         from lazymem.bench.provider import measure_provider
 
@@ -170,10 +175,10 @@ def _measure(args: argparse.Namespace) -> int:
     if not args.json:
         print("\n".join(map(_line, rows)), file=sys.stderr)
     if getattr(args, "png", None):
-        from lazymem.bench.plot import save, save_ways
+        from lazymem.bench.plot import save, save_scans, save_ways
 
         try:
-            (save if args.bench == "fault" else save_ways)(rows, args.png)
+            {"fault": save, "copy-or-move": save_ways, "scan": save_scans}[args.bench](rows, args.png)
         except (ImportError, ValueError) as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1

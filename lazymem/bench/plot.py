@@ -1,4 +1,4 @@
-"""What do the rows of `bench fault` and of `bench copy-or-move` look like?"""
+"""What do the rows of `bench fault`, of `bench copy-or-move` and of `bench scan` look like?"""
 
 from __future__ import annotations
 
@@ -141,4 +141,37 @@ def save_ways(rows: list[dict[str, Any]], path: str) -> None:
     panels[0].set_xlabel("fetch and place one block, p50 (log)")
     figure.suptitle(f"lazymem {rows[0].get('lazymem', '')}: getting a block into place\n{_machine(rows[0])}", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def save_scans(rows: list[dict[str, Any]], path: str) -> None:
+    """Draw how fast each way of going through a file is: a bar each, ours apart from the others.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is missing: the `bench` extra brings it.
+    ValueError
+        No row of `bench scan`.
+    """
+    Figure, _ = _matplotlib()
+    rows = [row for row in rows if row["bench"] == "scan" and "gb_per_s" in row]
+    if not rows:
+        raise ValueError("no rows of `bench scan` to draw")
+    figure = Figure(figsize=(9, 0.42 * len(rows) + 1.4), layout="constrained")
+    axes = figure.add_subplot()
+    ours = ("time-lazy", "time-operation", "time-fill-copy", "time-add-lazy")
+    colours = [BUSY if row["case"].startswith(ours) else ALONE for row in rows]
+    axes.barh(range(len(rows)), [row["gb_per_s"] for row in rows], 0.7, color=colours, zorder=2)
+    for y, row in enumerate(rows):
+        axes.annotate(_speed(row["gb_per_s"]), (row["gb_per_s"], y), xytext=(3, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row["case"].removeprefix("time-") for row in rows])
+    axes.invert_yaxis()
+    axes.xaxis.grid(True, color="#dddddd", zorder=0)
+    axes.set_xlabel("GB/s of the file")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    what = f"lazymem {rows[0].get('lazymem', '')}: a file of {human(rows[0]['nbytes'])} through 32 MiB"
+    figure.suptitle(f"{what}\n{_machine(rows[0])}", fontsize=10)
     figure.savefig(path, dpi=100)
