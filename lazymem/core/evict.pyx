@@ -39,6 +39,7 @@ cdef enum:
     BLOCKS_MOST = 512          # of a unit
     BATCH = 32                 # frames are evicted so many at a time
     WAITING_SHARE = 4          # one frame in so many waits, once memory is short
+    TURN = 64                  # fills, between two looks at who holds most
     IDLE_ROUNDS = 3            # nobody was at work so often, and nothing was to be had: there is nothing
 
 cdef uint64_t GIVE_WAY_NBYTES = 1 << 20   # another region gives at least this much at a time
@@ -488,8 +489,9 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
             memory_give(c.nbytes)
         busy = False
         own = r.budget_nbytes and lm_load64(&r.held) + c.nbytes > r.budget_nbytes
-        if not own and lm_load64(&r.held) < memory_budget() // 8 and _others_give_way(r, c.nbytes, &busy):
-            continue                                                      # (4. first, for one that has little)
+        # (4. first, for one that has little; and now and then for everybody, or who is idle would hold what he has for ever)
+        if not own and (lm_load64(&r.held) < memory_budget() // 8 or recycled % TURN == 0) and _others_give_way(r, c.nbytes, &busy):
+            continue
         if not own and lm_load64(&r.held) + c.nbytes <= r.floor_nbytes and memory_used() < lm_memory_nbytes() // 2:
             frame[0] = frame_take(c)                                      # others hold all there is: the least for everybody
             if frame[0]:
