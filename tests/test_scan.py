@@ -51,6 +51,8 @@ def test_rows_are_whole(user, folder):
             assert "ok" not in row
     assert rows["hot"]["hot_blocks"] == rows["hot-together"]["hot_blocks"] == 51
     assert 1 <= rows["hot"]["mean_fetches"] <= rows["hot"]["value"]
+    assert rows["hot"]["ok"], rows["hot"]
+    assert rows["hot-together"]["ok"], rows["hot-together"]
     assert 3.5 < rows["table"]["value"] < 4.5
     memory = rows["memory"]
     assert memory["held_nbytes"] == scan.BUDGET_NBYTES

@@ -320,7 +320,7 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
     cdef uint64_t first
     cdef uint32_t i, was, turn = lm_load32(&c.top), steps = 2 * turn, waiting, tid = lm_gettid()
     # What is evicted must wait a while, also where few frames are: it is what gives it its second chance.
-    cdef uint32_t batch = n_waiting // 2 if n_waiting < 2 * BATCH else <uint32_t>BATCH
+    cdef uint32_t more, batch = n_waiting // 2 if n_waiting < 2 * BATCH else <uint32_t>BATCH
     cdef int error
     batch = batch if batch else 1
     if r.uffd == NULL:
@@ -330,7 +330,9 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
         waiting = lm_load32(&c.waiting)
         # (Those that wait may all be somebody else's already, or not to be written back: after a turn, others.)
         if waiting == 0 or waiting + batch <= n_waiting or steps == turn:
-            if _evict_some(r, kind, batch) == 0 and waiting == 0:
+            more = n_waiting - waiting if waiting < n_waiting else 0
+            more = batch if more < batch else BATCH if more > BATCH else more
+            if _evict_some(r, kind, more) == 0 and waiting == 0:
                 busy[0] = busy[0] or _anybody(r, c)
                 return 0
         i = hand_next(c, &c.recycling)
