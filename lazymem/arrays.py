@@ -161,12 +161,12 @@ def open(
     **options
         block_nbytes (int, or text such as "64 KiB"; default 64 KiB, for URLs 1 MiB), delivery ("auto", "threads", "inline",
         "mprotect"), threads, timeout (s), retries, processes, budget_nbytes (how much of it may be in memory; default: as
-        much as `lazymem.set_budget` leaves it), fill ("auto", "copy", "move", "zero": how bytes get into place), scratch_dir
-        (for mode "c": a folder on a disk, where changed
-        blocks are kept that are evicted; default $TMPDIR, else /var/tmp). delivery "auto" takes "threads" where
-        system calls may wait for pages, else "inline", and "mprotect" where there is no userfaultfd: there blocks are larger
-        (up to 4 MiB, unless block_nbytes is given), system calls on absent pages get EFAULT, and a fork copies what is
-        resident of mode "c".
+        much as `lazymem.set_budget` leaves it), memory ("private", or "shared": a file of memory that only this process has;
+        Linux 5.14), fill ("auto", "copy", "zero"; "move" in private memory, "continue" in shared: how bytes get into place),
+        scratch_dir (for mode "c": a folder on a disk, where changed blocks are kept that are evicted; default $TMPDIR, else
+        /var/tmp). delivery "auto" takes "threads" where system calls may wait for pages, else "inline", and "mprotect" where
+        there is no userfaultfd: there blocks are larger (up to 4 MiB, unless block_nbytes is given), system calls on absent
+        pages get EFAULT, and a fork copies what is resident of mode "c", as in shared memory.
 
     Returns
     -------

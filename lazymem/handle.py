@@ -88,6 +88,8 @@ class Region(Memory):
     nblocks : int
     delivery : str
         "threads", "inline" or "mprotect".
+    memory : str
+        "private" or "shared".
     kernel_faults : bool
         Do system calls wait for absent pages? Else they get EFAULT.
     mode : str

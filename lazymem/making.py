@@ -28,7 +28,7 @@ _NUMBERS = {"threads": 0, "inline": 1, "mprotect": 2}
 # Without one every block that is resident alone takes two of the process's mappings: blocks that nobody chose are made larger,
 # until every second one can be, but no larger than this, since each is fetched whole.
 _COARSEST_NBYTES = 4 << 20
-_FILLINGS = {"auto": 0, "copy": 1, "move": 2, "zero": 3}
+_FILLINGS = {"auto": 0, "copy": 1, "move": 2, "zero": 3, "continue": 0}
 _begun = False
 
 
@@ -111,14 +111,19 @@ def make_region(source: NativeSource, mode: str, options: Options, name: str, re
     if mode == "c":
         check_scratch(options)
     options = settle(options, source.nbytes)
+    if options.fill == "continue" and options.delivery == "mprotect":
+        raise ValueError(f"fill='continue' for array {name!r}: there is no userfaultfd here, so nothing to CONTINUE")
     delivery, kernel_faults = _descriptor(options)
+    kind = 0
+    if options.memory == "shared" and options.delivery != "mprotect":  # where an array lies in a file of memory anyway
+        kind = 2 if options.fill == "continue" else 1
     own_signals(segv=options.delivery == "mprotect")
     _first_array()
     if options.budget_nbytes:
         budget_of(options.budget_nbytes, options.block_nbytes)  # its blocks may have become larger
     region = Region(
         source, options.block_nbytes, delivery, mode != "r", name, options.timeout_ns, options.retries, writes_back(mode),
-        _FILLINGS[options.fill], options.budget_nbytes, os.fsencode(options.scratch_dir),
+        _FILLINGS[options.fill], options.budget_nbytes, os.fsencode(options.scratch_dir), kind,
     )  # fmt: skip
     region.asked_mode = mode
     region.take_kernel_faults(kernel_faults)

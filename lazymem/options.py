@@ -23,7 +23,8 @@ _MODES = {
 }  # fmt: skip
 BLOCK_MAX_NBYTES = 1 << 30
 PROCESSES_MAX = 16
-FILLINGS = ("auto", "copy", "move", "zero")
+# How blocks get into place, and in which memory they can.
+FILLINGS = {"private": ("auto", "copy", "move", "zero"), "shared": ("auto", "copy", "continue", "zero")}
 # An instruction may touch several blocks at once: with fewer it would never end.
 BUDGET_BLOCKS, BUDGET_PAGES = 16, 64
 DELIVERIES = ("auto", "threads", "inline", "mprotect")
@@ -89,10 +90,12 @@ class Options(NamedTuple):
         How often to ask such a source again.
     processes : int
         How many processes may serve a Python provider.
+    memory : str
+        "private", or "shared": a file of memory.
     budget_nbytes : int, bytes
         How much of the array may be resident, or wait to be wanted again; 0: as much as the process may have.
     fill : str
-        "auto", "copy", "move" or "zero".
+        "auto", "copy", "zero"; "move" for private memory, "continue" for shared.
     scratch_dir : str
         Where mode "c" keeps changed blocks that are evicted; an absolute path.
     scratch_asked : bool
@@ -106,6 +109,7 @@ class Options(NamedTuple):
     timeout_ns: int
     retries: int
     processes: int
+    memory: str
     budget_nbytes: int
     fill: str
     scratch_dir: str
@@ -142,7 +146,8 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     Parameters
     ----------
     given : dict
-        block_nbytes, delivery, threads, timeout (seconds), retries, processes, budget_nbytes, fill, scratch_dir.
+        block_nbytes, delivery, threads, timeout (seconds), retries, processes, budget_nbytes, memory, fill,
+        scratch_dir.
     block_nbytes : int, bytes
         The default for this kind of source.
 
@@ -153,7 +158,10 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     ValueError
         A value out of range, or in unknown units.
     """
-    known = ("block_nbytes", "delivery", "threads", "timeout", "retries", "processes", "budget_nbytes", "fill", "scratch_dir")
+    known = (
+        "block_nbytes", "delivery", "threads", "timeout", "retries", "processes", "budget_nbytes", "memory", "fill",
+        "scratch_dir",
+    )  # fmt: skip
     for name in given:
         if name not in known:
             import difflib
@@ -177,16 +185,18 @@ def read_options(given: dict[str, Any], block_nbytes: int) -> Options:
     retries = _integer(given.get("retries", 3), "retries", 0, 1000)
     processes = _integer(given.get("processes", 1), "processes", 1, PROCESSES_MAX)
     asked = given.get("block_nbytes") is not None
-    fill = given.get("fill", "auto")
-    if fill not in FILLINGS:
-        raise ValueError(f"fill={fill!r}: give one of {', '.join(repr(f) for f in FILLINGS)}")
+    memory, fill = given.get("memory", "private"), given.get("fill", "auto")
+    if memory not in FILLINGS:
+        raise ValueError(f"memory={memory!r}: give one of {', '.join(repr(m) for m in FILLINGS)}")
+    if fill not in FILLINGS[memory]:
+        raise ValueError(f"fill={fill!r} with memory={memory!r}: give one of {', '.join(repr(f) for f in FILLINGS[memory])}")
     budget_nbytes = 0
     if given.get("budget_nbytes") is not None:
         budget_nbytes = budget_of(given["budget_nbytes"], block_nbytes)
     folder, folder_asked = _folder(given.get("scratch_dir"))
     return Options(
-        block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes, budget_nbytes, fill, folder,
-        folder_asked,
+        block_nbytes, asked, delivery, threads, int(timeout * 1e9), retries, processes, memory, budget_nbytes, fill,
+        folder, folder_asked,
     )  # fmt: skip
 
 

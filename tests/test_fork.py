@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from native_kit import PAGE, address_of, counted, end_of_child, in_child, pest
 from support import EVERY_DELIVERY, each_user, needs_compiler, over_deliveries, run_child, stop_of, wait_until
+from writing_providers import Shelf
 
 import lazymem as lm
 
@@ -284,6 +287,29 @@ def a_block_on_its_way(delivery):
         assert not touching.is_alive()
         assert kit.calls == 1
         all_right(a, np.arange(N))
+
+
+def test_a_block_that_is_being_written_back_at_the_fork(delivery):
+    in_child(being_written_back, delivery)
+
+
+def being_written_back(delivery):
+    with tempfile.TemporaryDirectory() as folder:
+        path = folder + "/raw"
+        np.arange(N).tofile(path)
+        with open(path + ".act", "w") as file:
+            file.write("waits")
+        a = lm.from_provider(Shelf(path), dtype="i8", mode="r+", delivery=delivery, block_nbytes=PAGE)
+        a[:] = -1
+        flushing = threading.Thread(target=lm.flush, args=(a,))
+        flushing.start()
+        assert wait_until(lambda: os.path.exists(path + ".log") and "write" in Path(path + ".log").read_text())
+        assert child_of(lambda: all_right(a, np.full(N, -1))) == 0, "nobody knows how much of it is in the file by now"
+        os.unlink(path + ".act")
+        flushing.join(10)
+        assert not flushing.is_alive()
+        lm.close(a)
+        assert (np.fromfile(path, "i8") == -1).all()
 
 
 def test_closed_arrays(delivery):

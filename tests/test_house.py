@@ -13,7 +13,7 @@ FLOORS = {
     "lazymem.core.scratch": 2,
     "lazymem.core.ring": 3, "lazymem.core.source": 3, "lazymem.core.pool": 3, "lazymem.core.frames": 3,
     "lazymem.core.failure": 3, "lazymem.core.limit": 3, "lazymem.core.interrupt": 3,
-    "lazymem.core.mprotect": 3,
+    "lazymem.core.mprotect": 3, "lazymem.core.shared": 3.5,
     "lazymem.core.region": 4, "lazymem.core.process": 4,
     "lazymem.core.place": 5, "lazymem.core.stop": 5, "lazymem.core.provider": 5,
     "lazymem.core.standin": 6,

@@ -149,12 +149,12 @@ cdef int _out_by_copy(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes) no
 
 
 cdef bint _can_leave(Region *r) noexcept nogil:
-    """Can its blocks be taken out without losing a write?"""
-    return not r.writable or (r.uffd != NULL and (r.moves or r.tracking == SYNC))
+    """Can its blocks be taken out without losing a write? Not from a file: nobody says what was written to it."""
+    return not r.writable or (not lies_in_file(r) and (r.moves or r.tracking == SYNC))
 
 
 cdef bint _drop(Region *r, uint32_t i, uint32_t tid) noexcept nogil:
-    """Without a userfaultfd blocks have no place to wait in: what nobody may write to is dropped."""
+    """In a file blocks have no place to wait in: what nobody may write to is dropped."""
     cdef uint32_t was
     cdef uint64_t block
     if not _claim_frame(r, SMALL, i, False, LEAVING | (tid << DETAIL_SHIFT), &was):
@@ -185,7 +185,7 @@ cdef bint _evict(Region *r, int kind, uint32_t i, uint32_t tid) noexcept nogil:
     if lm_load32(&f.pins):
         lm_count(&r.counters.pinned, 1)
         return False
-    if r.uffd == NULL:
+    if lies_in_file(r):
         return _drop(r, i, tid)
     if not region_slots(r, c):
         return False
@@ -323,7 +323,7 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
     cdef uint32_t more, batch = n_waiting // 2 if n_waiting < 2 * BATCH else <uint32_t>BATCH
     cdef int error
     batch = batch if batch else 1
-    if r.uffd == NULL:
+    if lies_in_file(r):
         return 0
     while steps:
         steps -= 1
@@ -395,8 +395,10 @@ cdef uint64_t _give_way(Region *r, uint64_t nbytes, bint *busy) noexcept nogil:
     cdef uint64_t given = 0
     cdef uint32_t i
     cdef int kind
-    if r.uffd == NULL:
-        return _evict_some(r, SMALL, <uint32_t>(nbytes // r.block_nbytes) + 1) * r.block_nbytes
+    if lies_in_file(r):
+        given = _evict_some(r, SMALL, <uint32_t>(nbytes // r.block_nbytes) + 1) * r.block_nbytes
+        busy[0] = busy[0] or _anybody(r, &r.clocks[SMALL])
+        return given
     while given < nbytes:
         kind = UNITS if _held(r, UNITS) > _held(r, SMALL) else SMALL
         i = _recycle(r, kind, 1, busy)

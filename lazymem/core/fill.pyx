@@ -540,14 +540,15 @@ cdef int region_need(Region *r, uint64_t block) noexcept nogil:
 
 cdef int _refill(Region *r, uint64_t addr, uint64_t block, uint32_t toucher, Thread *me, bint written, int *filled) noexcept nogil:
     """A fault on a block that the table calls resident. If its page really is gone (somebody's MADV_DONTNEED, a memory
-    error), fetch the block again; pages that stayed keep what they hold. Behind a mapping bytes cannot go: it is shown again.
+    error), fetch the block again; pages that stayed keep what they hold. In a file of memory
+    they may only have to be mapped again. Behind a mapping bytes cannot go: it is shown again.
     `written`: it is, or may be, the write to what is protected. Return: 0 / -errno."""
     cdef uint32_t *word = &r.words[block]
     cdef uint32_t seen = lm_load32(word), tid = me.tid if me != NULL else lm_gettid()
     cdef int error
     if r.delivery == MPROTECT:
         return place_shown_again(r, block)
-    if not page_is_absent(addr & ~(page_nbytes() - 1)):
+    if r.kind == ANONYMOUS and not page_is_absent(addr & ~(page_nbytes() - 1)):
         if written and (seen & STATE) == LEAVING and (seen >> DETAIL_SHIFT) == toucher:  # it is storing the block itself
             lm_or32(word, AGAIN)
             uffd_protect(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)), False)
@@ -559,6 +560,9 @@ cdef int _refill(Region *r, uint64_t addr, uint64_t block, uint32_t toucher, Thr
         return 0  # it is being seen to: the next touch decides
     error = _own_source_runs(r, me)
     if error == 0 and lm_cas32(word, seen, FILLING | AGAIN | (tid << DETAIL_SHIFT)):
+        if r.kind != ANONYMOUS and place_shown_again(r, block) == 0:  # only the mapping had been dropped
+            publish(r, block, seen & ~<uint32_t>(WAITERS | JOINED | WITNESS))
+            return 0
         lm_count(&r.counters.refilled, 1)
         error = _fill(r, block, False, seen)
         filled[0] = error == 0

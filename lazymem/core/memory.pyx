@@ -141,6 +141,8 @@ cdef class Memory:
         How much of it may be resident or wait; 0: as much as the process may have.
     scratch : bytes, optional
         The folder where private writes go when their blocks are evicted; without one such blocks stay.
+    kind : int
+        0 private memory, 1 a file of memory filled by COPY, 2 by CONTINUE.
 
     Attributes
     ----------
@@ -161,7 +163,7 @@ cdef class Memory:
 
     def __cinit__(self, NativeSource source not None, uint64_t block_nbytes, int delivery, bint writable,
                   str name not None, uint64_t timeout_ns, uint32_t retries, bint writes_back=False, int filling=0,
-                  uint64_t budget_nbytes=0, bytes scratch=None):
+                  uint64_t budget_nbytes=0, bytes scratch=None, int kind=ANONYMOUS):
         cdef int error = 0
         cdef bytes encoded = name.encode("utf-8", "replace")[-(NAME_NBYTES - 1):]
         cdef const char *text = encoded
@@ -183,7 +185,7 @@ cdef class Memory:
             uffd = threads_uffd() if delivery == THREADS else inline_uffd()
         terms.block_nbytes = block_nbytes
         terms.delivery = delivery
-        terms.kind = ANONYMOUS
+        terms.kind = kind
         terms.filling = filling
         terms.writable = writable
         terms.writes_back = writes_back
@@ -198,9 +200,12 @@ cdef class Memory:
             if error == -ENOMEM:
                 raise MemoryError(f"no address space for an array of {source.nbytes} bytes: look at RLIMIT_AS (ulimit -v), "
                                   "vm.overcommit_memory and vm.max_map_count")
-            if delivery == MPROTECT:
+            if error == -EOPNOTSUPP:
+                raise OSError(EOPNOTSUPP, "memory='shared' needs a userfaultfd of Linux 5.14 (shared memory, minor faults)")
+            if delivery == MPROTECT or kind != ANONYMOUS:
                 raise OSError(-error, f"no memory file of {source.nbytes} bytes (memfd_create, ftruncate, mmap), which arrays "
-                              "without userfaultfd lie in" + ("; look at RLIMIT_FSIZE (ulimit -f)" if error == -EFBIG else ""))
+                              "without userfaultfd, or with memory='shared', lie in" +
+                              ("; look at RLIMIT_FSIZE (ulimit -f)" if error == -EFBIG else ""))
             raise OSError(-error, f"cannot register {source.nbytes} bytes with userfaultfd")
         self.region.owner = <void *>self
 
@@ -292,6 +297,11 @@ cdef class Memory:
         return self.region.writes_back
 
     @property
+    def memory(self):
+        """"private" or "shared"."""
+        return "private" if self.region.kind == ANONYMOUS else "shared"
+
+    @property
     def delivery(self):
         """"threads", "inline" or "mprotect"."""
         return "threads" if self.region.delivery == THREADS else "inline" if self.region.delivery == INLINE else "mprotect"
@@ -374,7 +384,7 @@ cdef class Memory:
                 except BaseException:
                     lm_sub32(&r.users, 1)
                     raise
-            if error == 0 and r.delivery != MPROTECT:
+            if error == 0 and not lies_in_file(r):
                 job_collapse(r, start, stop if stop < r.map_nbytes else r.map_nbytes)
         if error == 0:
             failed = first

@@ -21,6 +21,7 @@ ctypedef struct Exposure:
     uint64_t reexposed     # how often a block was exposed again
     Exposure *before       # in the ring of all that are live
     Exposure *after
+    uint64_t alias         # with memory="shared" only: address of a second mapping of the file; 0 none
     int copy_fd            # across a fork: a file that is the child's; -1 none
     uint64_t copy_device
     uint64_t copy_inode

@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
 from lazymem.core.native cimport *
-from lazymem.core.table cimport DIRTY, RESIDENT, STATE
+from lazymem.core.table cimport DIRTY, LEAVING, RESIDENT, STANDIN, STATE
 
 
 cdef extern from "native.h" nogil:
@@ -49,57 +49,7 @@ cdef extern from *:
     #include <unistd.h>
     #include "native.h"
 
-    #ifndef MFD_NOEXEC_SEAL
-    #define MFD_NOEXEC_SEAL 8U
-    #endif
-    #ifndef FALLOC_FL_KEEP_SIZE
-    #define FALLOC_FL_KEEP_SIZE 1
-    #endif
-    #ifndef FALLOC_FL_PUNCH_HOLE
-    #define FALLOC_FL_PUNCH_HOLE 2
-    #endif
-    enum { LM_MEMORY_FD = 48 };   /* ours are kept above what programs name by number */
-
-    /* A file of memory, every byte a hole; what tells it from others. Its descriptor, or -errno. */
-    static int lm_memory_file(uint64_t nbytes, uint64_t *device, uint64_t *inode)
-    {
-        struct stat st;
-        int high, error, fd = memfd_create("lazymem", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
-        if (fd < 0 && errno == EINVAL)
-            fd = memfd_create("lazymem", MFD_CLOEXEC);
-        if (fd < 0)
-            return -errno;
-        if (ftruncate(fd, (off_t)nbytes) || fstat(fd, &st)) {
-            error = errno;
-            close(fd);
-            return -error;
-        }
-        *device = st.st_dev;
-        *inode = st.st_ino;
-        high = fcntl(fd, F_DUPFD_CLOEXEC, LM_MEMORY_FD);
-        if (high >= 0) {   /* EINVAL where RLIMIT_NOFILE is lower: stay where we are */
-            close(fd);
-            fd = high;
-        }
-        return fd;
-    }
-    static inline int lm_is_file(int fd, uint64_t device, uint64_t inode)
-    {
-        struct stat st;
-        return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == device && st.st_ino == inode;
-    }
-    static inline int64_t lm_write_at(int fd, const void *src, uint64_t n, uint64_t at)
-    {
-        return pwrite(fd, src, n, (off_t)at);
-    }
-    static inline int64_t lm_read_at(int fd, void *dst, uint64_t n, uint64_t at) { return pread(fd, dst, n, (off_t)at); }
-    static inline int64_t lm_bytes_from(int fd, uint64_t at) { return lseek(fd, (off_t)at, SEEK_DATA); }
-    static inline void lm_make_hole(int fd, uint64_t at, uint64_t n)
-    {
-        int ignored = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)n);
-        (void)ignored;   /* gVisor cannot: it is written over */
-    }
-    static inline void lm_make_empty(int fd) { int ignored = ftruncate(fd, 0); (void)ignored; }
+    #include "memory_file.h"
 
     /* A second mapping of shared pages, without their file; nothing may be accessed yet. NULL and errno: there is none. */
     static inline void *lm_map_again(void *p, uint64_t n)
@@ -139,18 +89,20 @@ cdef extern from *:
         return n ? n : 65530;
     }
     """
-    int lm_memory_file(uint64_t nbytes, uint64_t *device, uint64_t *inode) noexcept nogil
-    bint lm_is_file(int fd, uint64_t device, uint64_t inode) noexcept nogil
-    int64_t lm_write_at(int fd, const void *src, uint64_t n, uint64_t at) noexcept nogil
-    int64_t lm_read_at(int fd, void *dst, uint64_t n, uint64_t at) noexcept nogil
-    int64_t lm_bytes_from(int fd, uint64_t at) noexcept nogil
-    void lm_make_hole(int fd, uint64_t at, uint64_t n) noexcept nogil
-    void lm_make_empty(int fd) noexcept nogil
     void *lm_map_again(void *p, uint64_t n) noexcept nogil
     void lm_exposing_enter(sigset_t *before) noexcept nogil
     void lm_exposing_exit(const sigset_t *before) noexcept nogil
     void lm_exposing_forget() noexcept nogil
     uint64_t lm_most_mappings() noexcept nogil
+
+cdef extern from "memory_file.h" nogil:
+    int lm_memory_file(uint64_t nbytes, uint64_t *device, uint64_t *inode)
+    bint lm_is_file(int fd, uint64_t device, uint64_t inode)
+    int lm_make_hole(int fd, uint64_t at, uint64_t n)
+    int64_t lm_write_at(int fd, const void *src, uint64_t n, uint64_t at)
+    int64_t lm_read_at(int fd, void *dst, uint64_t n, uint64_t at)
+    int64_t lm_bytes_from(int fd, uint64_t at)
+    void lm_make_empty(int fd)
 
 cdef enum:
     RUN_MAPPINGS = 2            # that one stretch costs at most
@@ -351,6 +303,11 @@ cdef bint _is_there(Exposure *e, uint64_t block) noexcept nogil:
     return (lm_load32(&e.words[block]) & STATE) in (RESIDENT, DIRTY)
 
 
+cdef bint _is_stored(Exposure *e, uint64_t block) noexcept nogil:
+    """Is somebody writing it back? Nothing that may be written to is evicted."""
+    return lm_load32(&e.words[block]) & (STATE | STANDIN) == LEAVING
+
+
 cdef int _expose(Exposure *e, uint64_t block) noexcept nogil:
     cdef uint64_t first, last, least = 0, most = e.nblocks
     cdef unsigned char unused
@@ -412,7 +369,7 @@ cdef int mprotect_remove(Exposure *e, uint64_t block) noexcept nogil:
         _lay_block(e, block, False)  # where it cannot be, it is once more before the block is exposed
     lm_exposing_exit(&before)
     if error == 0 and lm_is_file(e.fd, e.device, e.inode):
-        lm_make_hole(e.fd, block * e.block_nbytes, _nbytes(e, block, block + 1))
+        lm_make_hole(e.fd, block * e.block_nbytes, _nbytes(e, block, block + 1))  # gVisor cannot: it is written over
     return error
 
 
@@ -644,7 +601,7 @@ cdef void mprotect_copy(Exposure *e) noexcept nogil:
             break
         if <uint64_t>found // e.block_nbytes > block:
             block = <uint64_t>found // e.block_nbytes
-        if _is_there(e, block):  # before the copy: its bytes are complete
+        if _is_there(e, block) or _is_stored(e, block):  # before the copy: its bytes are complete
             error = _copy_block(e, block, through)
             _set_bits(e.copied, block, block + 1, True)
         block += 1

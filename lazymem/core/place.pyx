@@ -1,17 +1,21 @@
 """How do bytes get into their place in a region, and out of it, whichever kind of memory it is?
 
 With a userfaultfd pages are placed one by one, each with its bytes and its waiters woken, and no place is taken twice
-(uffd.pyx). Without one they are written behind the mapping, and the block is shown when they are complete (mprotect.pyx);
-nobody sleeps in the kernel. Units: `at`, bytes of the region.
+(uffd.pyx); in a file of memory they may be there without being mapped (shared.pyx). Without one they are written behind the
+mapping, and the block is shown when they are complete (mprotect.pyx); nobody sleeps in the kernel. Units: `at`, bytes of the
+region.
 """
 from lazymem.core.abi cimport MADV_DONTNEED_LOCKED
 from lazymem.core.mprotect cimport (
     mprotect_expose, mprotect_exposed, mprotect_peek, mprotect_remove, mprotect_write, mprotect_zeros,
 )
 from lazymem.core.native cimport *
-from lazymem.core.region cimport MPROTECT, Region, region_block_nbytes, whole_pages
-from lazymem.core.table cimport DIRTY, RESIDENT, STATE
-from lazymem.core.uffd cimport PLAINLY, PROTECTED, page_is_absent, page_nbytes, uffd_copy, uffd_wake, uffd_zero
+from lazymem.core.region cimport ANONYMOUS, CONTINUED, MPROTECT, Region, region_block_nbytes, whole_pages
+from lazymem.core.shared cimport shared_drop, shared_write
+from lazymem.core.table cimport AGAIN, DIRTY, RESIDENT, STATE
+from lazymem.core.uffd cimport (
+    PLAINLY, PROTECTED, CopyCounts, page_is_absent, page_nbytes, uffd_continue, uffd_copy, uffd_wake, uffd_zero,
+)
 
 
 cdef extern from "native.h" nogil:
@@ -26,8 +30,22 @@ cdef int place_bytes(Region *r, uint64_t at, uint64_t src, uint64_t nbytes, bint
     Units: at and nbytes whole pages. `protected`: a write to them is to be noticed. Return: 0 / -errno. GIL: never. Blocks: while somebody changes the mapping. Thread: the
     claimer.
     """
+    cdef CopyCounts counts
+    cdef int error
     if r.delivery == MPROTECT:
         return mprotect_write(&r.exposure, at, <const void *>src, nbytes)
+    # (of a block of which pages may be there, each page that comes is to be whole at once: a fork looks at them)
+    if r.kind == CONTINUED and not lm_load32(&r.words[at // r.block_nbytes]) & AGAIN:
+        error = shared_write(&r.exposure, at, src, nbytes)
+        return error if error else uffd_continue(r.uffd, r.base + at, nbytes, PLAINLY)
+    if r.kind != ANONYMOUS:
+        counts.eexist = counts.eagain = 0
+        error = uffd_copy(r.uffd, r.base + at, src, nbytes, PLAINLY, &counts)
+        if error == 0 and counts.eexist:
+            error = uffd_continue(r.uffd, r.base + at, nbytes, PLAINLY)  # some pages were there, and perhaps not mapped
+        lm_count(&r.counters.copy.eexist, counts.eexist)
+        lm_count(&r.counters.copy.eagain, counts.eagain)
+        return error
     return uffd_copy(r.uffd, r.base + at, src, nbytes, PROTECTED if protected else PLAINLY, &r.counters.copy)
 
 
@@ -48,6 +66,8 @@ cdef int place_unwritten(Region *r, uint64_t block) noexcept nogil:
     """
     if r.delivery == MPROTECT:
         return mprotect_zeros(&r.exposure, block, True)
+    if r.kind != ANONYMOUS:
+        return -EOPNOTSUPP  # a file has no zero page
     return uffd_zero(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
 
 
@@ -59,7 +79,9 @@ cdef int place_shown(Region *r, uint64_t block) noexcept nogil:
 
 cdef int place_shown_again(Region *r, uint64_t block) noexcept nogil:
     """A resident block that was hidden, or whose protection somebody changed. Return: 0 / -errno. GIL: never. Blocks: no.
-    Thread: any."""
+    Thread: any; of a block in a file with a userfaultfd the claimer, and -EFAULT says that pages of it are gone."""
+    if r.delivery != MPROTECT:
+        return uffd_continue(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)), PLAINLY)
     if not mprotect_exposed(&r.exposure, block):
         lm_count(&r.exposure.reexposed, 1)
     return mprotect_expose(&r.exposure, block)
@@ -90,6 +112,8 @@ cdef int place_empty(Region *r, uint64_t block) noexcept nogil:
 cdef int place_empty_range(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
     """`place_empty` of several blocks; only with a userfaultfd. Units: `at`, bytes of the region. GIL: never. Blocks: no."""
     cdef void *memory = <void *>(r.base + at)
+    if r.kind != ANONYMOUS:
+        return shared_drop(&r.exposure, at, nbytes)
     if madvise(memory, nbytes, MADV_DONTNEED) and madvise(memory, nbytes, MADV_DONTNEED_LOCKED):
         munlock(memory, nbytes)  # before Linux 5.18
         if madvise(memory, nbytes, MADV_DONTNEED):
@@ -117,6 +141,8 @@ cdef const char *place_seen(Region *r, uint64_t at, char *copied) noexcept nogil
         if mprotect_peek(&r.exposure, at, copied, page_nbytes()):
             return NULL
         return copied
+    if r.kind != ANONYMOUS and uffd_continue(r.uffd, r.base + at, page_nbytes(), PLAINLY):
+        return NULL  # it is in the file, if anywhere
     if page_is_absent(r.base + at):
         return NULL
     return <const char *>(r.base + at)

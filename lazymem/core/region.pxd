@@ -12,7 +12,9 @@ cdef enum Delivery:
     MPROTECT = 2         # no userfaultfd: another kind of memory too
 
 cdef enum Kind:
-    ANONYMOUS = 0        # private memory of the process; shared memory comes later
+    ANONYMOUS = 0        # private memory of the process
+    SHARED = 1           # a file of memory with a userfaultfd (shared.pyx), filled by COPY
+    CONTINUED = 2        # the same, filled by CONTINUE
 
 cdef enum Filling:       # how bytes come into place
     FILL_AUTO = 0
@@ -80,7 +82,7 @@ ctypedef struct Region:
     uint32_t *words      # the block table
     Source source
     Uffd *uffd           # NULL with MPROTECT
-    Exposure exposure    # with MPROTECT
+    Exposure exposure    # where it lies in a file
     int delivery
     int kind
     bint writable
@@ -130,6 +132,7 @@ ctypedef struct Region:
 cdef Region *region_create(Source source, uint64_t nbytes, const Terms *terms, Uffd *uffd, const char *name,
                            int *error) noexcept nogil
 cdef bint region_slots(Region *r, Clock *c) noexcept nogil
+cdef bint lies_in_file(Region *r) noexcept nogil
 cdef Region *region_enter(uint64_t addr) noexcept nogil
 cdef void region_leave(Region *r) noexcept nogil
 cdef Region *region_numbered(uint64_t id) noexcept nogil

@@ -27,11 +27,11 @@ from lazymem.core.parking cimport lm_park
 from lazymem.core.scratch cimport (
     scratch_after_fork, scratch_before_fork, scratch_close, scratch_in_child, scratch_open,
 )
+from lazymem.core.shared cimport shared_copy, shared_inherit, shared_open, shared_release
 from lazymem.core.table cimport *
 from lazymem.core.uffd cimport (
-    FAULTS_MISSING, FAULTS_WRITE, Uffd, page_is_absent, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_moves, uffd_protect,
-    uffd_register,
-    uffd_tracks, uffd_tracks_async, uffd_wake, uffds_unguarded,
+    FAULTS_MINOR, FAULTS_MISSING, FAULTS_WRITE, Uffd, page_is_absent, page_nbytes, uffd_is_guarded, uffd_make_sure, uffd_moves,
+    uffd_protect, uffd_register, uffd_shares, uffd_tracks, uffd_tracks_async, uffd_wake, uffds_unguarded,
 )
 
 
@@ -278,13 +278,18 @@ cdef int _map_region(Region *r) noexcept nogil:
         if error:
             _release(r.base, r.map_nbytes)
         return error
-    error = -errno if madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK) else 0
+    if r.kind == ANONYMOUS:
+        error = -errno if madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK) else 0
+    else:
+        error = shared_open(&r.exposure, r.base, r.map_nbytes, r.block_nbytes, r.nblocks, r.words, r.kind == CONTINUED)
     if error == 0:
         error = uffd_register(r.uffd, r.base, r.map_nbytes, _faults(r))
     if error == 0:
         munlock(<void *>r.base, r.map_nbytes)
         if r.nbytes and mprotect(<void *>r.base, r.map_nbytes, _access(r)):
             error = -errno
+    if error and r.kind != ANONYMOUS:
+        shared_release(&r.exposure)
     if error:
         _release(r.base, r.map_nbytes)
     return error
@@ -296,14 +301,14 @@ cdef int _access(Region *r) noexcept nogil:
 
 
 cdef uint64_t _faults(Region *r) noexcept nogil:
-    return FAULTS_MISSING | (FAULTS_WRITE if r.tracking != UNTRACKED else 0)
+    return FAULTS_MISSING | (FAULTS_WRITE if r.tracking != UNTRACKED else 0) | (FAULTS_MINOR if r.kind != ANONYMOUS else 0)
 
 
 cdef bint region_slots(Region *r, Clock *c) noexcept nogil:
     """Make the slots of a kind of frames, where its blocks wait. Return: are there any? GIL: never. Blocks: no.
 
-    Registered with the region's userfaultfd, without which nothing can be moved there. Never touched while they are empty. Inherited by forked
-    children where the region is.
+    Registered with the region's userfaultfd, without which nothing can be moved there; what lies in a file has none. Never touched
+    while they are empty. Inherited by forked children where the region is.
     """
     cdef uint64_t nbytes = c.most * c.nbytes, base
     cdef int error
@@ -311,7 +316,7 @@ cdef bint region_slots(Region *r, Clock *c) noexcept nogil:
         return True
     if not lm_cas32(&c.opening, 0, 1):
         return False   # somebody else is at it, or they cannot be had
-    base = _reserve(nbytes) if r.uffd != NULL else 0
+    base = _reserve(nbytes) if not lies_in_file(r) else 0
     if base:
         error = madvise(<void *>base, nbytes, MADV_DONTFORK)
         if error == 0:
@@ -363,6 +368,8 @@ cdef void _unmap_region(Region *r) noexcept nogil:
     if r.delivery == MPROTECT:
         mprotect_shut(&r.exposure)
         mprotect_release(&r.exposure)
+    elif r.kind != ANONYMOUS:
+        shared_release(&r.exposure)
     _release(r.base, r.map_nbytes)
     _free_slots(r)
     scratch_close(&r.scratch)
@@ -377,7 +384,7 @@ cdef void _settle(Region *r, const Terms *terms) noexcept nogil:
     r.moves = (r.delivery != MPROTECT and r.kind == ANONYMOUS and uffd_moves(r.uffd) and
                (terms.filling != FILL_COPY or r.writable))
     r.tracking = UNTRACKED
-    if r.writable and r.delivery != MPROTECT and uffd_tracks(r.uffd):
+    if r.writable and not lies_in_file(r) and uffd_tracks(r.uffd):
         # Of what the kernel notes by itself, only a MOVE can tell what was written at the last moment.
         r.tracking = ASYNC if r.moves and uffd_tracks_async(r.uffd) else SYNC
     r.units = (r.moves and local and (not r.writable or r.writes_back) and terms.filling in (FILL_AUTO, FILL_MOVE) and
@@ -394,14 +401,15 @@ cdef Region *region_create(Source source, uint64_t nbytes, const Terms *terms, U
     """Make a region, every block missing, and let faults find it.
 
     Units: block_nbytes a multiple of the page. Return: NULL, and `error` an -errno: -ENOMEM no address space or no memory
-    for it (RLIMIT_AS, overcommit_memory=2, max_map_count), -EINVAL an unknown kind, of MPROTECT as `mprotect_open`. GIL: any. Blocks: no.
+    for it (RLIMIT_AS, overcommit_memory=2, max_map_count), -EOPNOTSUPP shared memory, and no kernel for it; else as
+    `mprotect_open`, `shared_open`. GIL: any. Blocks: no.
     """
     cdef Region *r
     cdef sigset_t before
     cdef uint64_t page = page_nbytes(), block_nbytes = terms.block_nbytes
     cdef bint inserted
-    if terms.kind != ANONYMOUS:
-        error[0] = -EINVAL
+    if terms.kind != ANONYMOUS and (terms.delivery == MPROTECT or not uffd_shares(uffd)):
+        error[0] = -EOPNOTSUPP
         return NULL
     lm_registry_enter(&before)
     r = _take_slot()
@@ -449,7 +457,7 @@ cdef Region *region_create(Source source, uint64_t nbytes, const Terms *terms, U
     if r.words != NULL:
         _make_clocks(r)
         error[0] = _map_region(r)
-        if error[0] == 0 and r.writable and terms.scratch != NULL:
+        if error[0] == 0 and r.writable and terms.scratch != NULL and not lies_in_file(r):  # (there all stays)
             error[0] = scratch_open(&r.scratch, terms.scratch, r.nblocks, r.block_nbytes)
             if error[0]:
                 _release(r.base, r.map_nbytes)
@@ -508,6 +516,11 @@ cdef uint64_t _take_id() noexcept nogil:
     return _next_id - 1
 
 
+cdef bint lies_in_file(Region *r) noexcept nogil:
+    """Is its memory a file's, which no forked child gets by itself? GIL: never. Blocks: no."""
+    return r.delivery == MPROTECT or r.kind != ANONYMOUS
+
+
 cdef uint64_t region_block_nbytes(Region *r, uint64_t block) noexcept nogil:
     """Of the source's bytes, bytes: the last block may be short. GIL: never. Blocks: no."""
     cdef uint64_t offset = block * r.block_nbytes
@@ -535,9 +548,9 @@ cdef int region_close(Region *r, uint64_t deadline_ns) noexcept nogil:
         return -errno
     madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK)
     lm_park(b"close 2")
-    if r.delivery == MPROTECT:
+    if lies_in_file(r):
         mprotect_empty(&r.exposure)
-    else:
+    if r.delivery != MPROTECT:
         uffd_wake(r.uffd, r.base, r.map_nbytes)
     spin_until_ns = lm_now_ns() + PARTING_NS
     while lm_load32(&r.users) != 0 and lm_now_ns() < spin_until_ns:  # 3. a handler thread that is just leaving
@@ -742,7 +755,7 @@ cdef void regions_wake(Uffd *uffd) noexcept nogil:
 # goes through them:
 #
 #   before       1. the registry stands still   2. regions with private writes are MADV_DOFORK: the child is to see them as of now;
-#                those without a userfaultfd lie in shared memory: what is resident of them is copied for the child
+#                those that lie in shared memory: what is resident of them is copied for the child
 #   the parent   3. DONTFORK again
 #   the child    has a userfaultfd of its own, since the parent's acts on the parent's memory, and registers with it
 #                4. memory that it got, private writes and all: resident blocks stay; what was under way is missing
@@ -762,7 +775,7 @@ cdef void _share_private_writes(bint share) noexcept nogil:
             scratch_before_fork(&r.scratch)
         elif r.scratch.folder != NULL:
             scratch_after_fork(&r.scratch)
-        if r.delivery != MPROTECT:
+        if not lies_in_file(r):
             madvise(<void *>r.base, r.map_nbytes, MADV_DOFORK if share else MADV_DONTFORK)
             for kind in range(KINDS):
                 if r.clocks[kind].slots:
@@ -771,7 +784,10 @@ cdef void _share_private_writes(bint share) noexcept nogil:
         elif not share:
             mprotect_copy_end(&r.exposure)
         elif memory_take(lm_load64(&r.held)):  # else it is LOST in the child
-            mprotect_copy(&r.exposure)
+            if r.kind == ANONYMOUS:
+                mprotect_copy(&r.exposure)
+            else:
+                shared_copy(&r.exposure)
             memory_give(lm_load64(&r.held))
 
 
@@ -801,7 +817,7 @@ cdef void _keep_resident(Region *r) noexcept nogil:
         state = word & STATE
         if word == MISSING:
             continue
-        if is_resident(word) and (r.delivery != MPROTECT or mprotect_was_copied(&r.exposure, block)):
+        if is_resident(word) and (not lies_in_file(r) or mprotect_was_copied(&r.exposure, block)):
             r.counters.blocks += 1
             if frame_of(word):  # (memory is copied a page at a time: the frame may be from before the word)
                 c = &r.clocks[word >> UNIT_SHIFT]
@@ -809,7 +825,7 @@ cdef void _keep_resident(Region *r) noexcept nogil:
             continue
         if is_waiting(word):
             continue
-        if r.delivery != MPROTECT and (word & STANDIN or state == LEAVING):
+        if not lies_in_file(r) and (word & STANDIN or state == LEAVING):
             whole = whole_pages(region_block_nbytes(r, block))
             madvise(<void *>(r.base + block * r.block_nbytes), whole, MADV_DONTNEED)
         r.words[block] = MISSING
@@ -822,6 +838,7 @@ cdef void _keep_stored(Region *r) noexcept nogil:
     cdef uint64_t k, at
     cdef uint32_t i
     cdef int kind
+    cdef bint waits
     for kind in range(KINDS):
         c = &r.clocks[kind]
         for i in range(1, c.top):
@@ -831,7 +848,8 @@ cdef void _keep_stored(Region *r) noexcept nogil:
             for k in range(c.blocks):
                 if r.words[f.block + k] & STATE == LEAVING:
                     at = r.base + (f.block + k) * r.block_nbytes
-                    r.words[f.block + k] = in_frame(WAITING_DIRTY if page_is_absent(at) else DIRTY, i, <uint32_t>kind)
+                    waits = not lies_in_file(r) and page_is_absent(at)
+                    r.words[f.block + k] = in_frame(WAITING_DIRTY if waits else DIRTY, i, <uint32_t>kind)
 
 
 cdef void _keep_frames(Region *r) noexcept nogil:
@@ -884,8 +902,8 @@ cdef void _keep_written(Region *r) noexcept nogil:
 
 cdef int _inherit_file(Region *r) noexcept nogil:
     """`_inherit` for memory that is a file's."""
-    cdef int error
     if r.writable:
+        _keep_stored(r)
         _keep_resident(r)
         _keep_written(r)
         _keep_frames(r)
@@ -894,12 +912,34 @@ cdef int _inherit_file(Region *r) noexcept nogil:
     return mprotect_inherit(&r.exposure, False)
 
 
+cdef int _inherit_shared(Region *r, Uffd *uffd) noexcept nogil:
+    """`_inherit` for memory that is a file's and has a userfaultfd. What was copied for it is in the file, mapped as it is touched."""
+    cdef int error
+    if not uffd_shares(uffd):
+        return -EOPNOTSUPP
+    if r.writable:
+        _keep_stored(r)
+        _keep_resident(r)
+        _keep_written(r)
+        _keep_frames(r)
+    else:
+        _forget_resident(r)
+    error = shared_inherit(&r.exposure, r.writable)
+    if error == 0:
+        error = uffd_register(uffd, r.base, r.map_nbytes, _faults(r))
+    if error == 0 and r.nbytes and mprotect(<void *>r.base, r.map_nbytes, _access(r)):
+        error = -errno
+    return error
+
+
 cdef int _inherit(Region *r, Uffd *uffd) noexcept nogil:
     """Make a region of the parent's work in this child. Return: 0 / -errno."""
     cdef int error
     if uffd.fd < 0:
         return -EBADF
     cdef int kind
+    if r.kind != ANONYMOUS:
+        return _inherit_shared(r, uffd)
     if r.writable:
         r.moves = r.moves and uffd_moves(uffd)
         if r.tracking != UNTRACKED:  # what was noted of writes is lost with the parent's registration: all may be written
@@ -934,7 +974,7 @@ cdef void regions_reserve() noexcept nogil:
     cdef Region *r
     for i in range(_count):
         r = _entries[i].region
-        if lm_load32(&r.status) == LIVE and r.writable and r.delivery != MPROTECT:
+        if lm_load32(&r.status) == LIVE and r.writable and not lies_in_file(r):
             continue  # it got that
         if mmap(<void *>r.base, r.map_nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
                 -1, 0) == MAP_FAILED and lm_load32(&r.status) == LIVE:

@@ -8,9 +8,9 @@ from lazymem.core.inline cimport segv_take
 from lazymem.core.memory cimport Memory, refuse
 from lazymem.core.native cimport *
 from lazymem.core.region cimport (
-    LIVE, SEVERED, UNREGISTERED, Region, region_enter_above, region_leave, region_take_away,
+    ANONYMOUS, LIVE, SEVERED, UNREGISTERED, Region, region_enter_above, region_leave, region_take_away,
 )
-from lazymem.core.uffd cimport uffd_unregistered
+from lazymem.core.uffd cimport page_nbytes, uffd_unregistered
 
 cdef enum:
     ASKS_OF_A_GUARD = 1000    # some 2 ms. Processes with more arrays are looked at in turns
@@ -24,7 +24,11 @@ cdef bint _look(Region *r, uint32_t *asks) noexcept nogil:
     Units: `asks` as `uffd_unregistered`. Return: was it so? Blocks: for 2 us; where mappings were split, for each of them.
     Thread: one that is in the region.
     """
-    if lm_load32(&r.status) != LIVE or r.uffd == NULL or not uffd_unregistered(r.uffd, r.base, r.map_nbytes, asks):
+    # (a file's memory has a page before it that nobody can read, as all has)
+    cdef uint64_t unreadable = r.base - page_nbytes() if r.kind != ANONYMOUS else 0
+    if lm_load32(&r.status) != LIVE or r.uffd == NULL:
+        return False
+    if not uffd_unregistered(r.uffd, r.base, r.map_nbytes, asks, unreadable):
         return False
     if lm_load32(&r.status) != LIVE:  # closing unregisters too
         return False

@@ -149,7 +149,7 @@ cdef void drop_loose() noexcept nogil:
                     lm_sleep_ns(1000)  # its toucher goes on already; the handler thread is about to say what it goes on over
                     seen = lm_load32(&r.words[block])
                 if (seen & STATE) == FAILED and seen & STANDIN and seen & LOOSE:
-                    if lm_cas32(&r.words[block], seen, LEAVING | (lm_gettid() << DETAIL_SHIFT)):
+                    if lm_cas32(&r.words[block], seen, LEAVING | STANDIN | (lm_gettid() << DETAIL_SHIFT)):
                         unmap_standin(r, block, True)
                         publish(r, block, MISSING)
         lm_sub32(&r.users, 1)
@@ -348,7 +348,7 @@ cdef void drop_standins(Thread *me) noexcept nogil:
                     lm_pause()  # the zeros woke us; the handler thread is about to say what they are
                     seen = lm_load32(&r.words[block])
                 if (seen & STATE) == FAILED and seen & STANDIN:
-                    if lm_cas32(&r.words[block], seen, LEAVING | (me.tid << DETAIL_SHIFT)):
+                    if lm_cas32(&r.words[block], seen, LEAVING | STANDIN | (me.tid << DETAIL_SHIFT)):
                         unmap_standin(r, block, seen & LOOSE != 0)
                         publish(r, block, MISSING)
         lm_sub32(&r.users, 1)

@@ -14,7 +14,7 @@ cdef enum BlockState:
     STATE = 7          # mask of the above
     WAITERS = 8        # somebody sleeps: whoever changes the word wakes them
     STANDIN = 16       # with FAILED: zero pages are mapped so that an operation could end; they are not data
-                       # with FILLING: its own source touched it
+                       # with FILLING: its own source touched it; with LEAVING: they are being dropped
     AGAIN = 32         # with FILLING: it was resident, some of its pages may still be
     LOOSE = 32         # with FAILED and STANDIN: no operation drops it
     WITNESS = 64       # a thread that cannot be told of a failure sleeps in the kernel for it; until it is resident

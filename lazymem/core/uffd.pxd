@@ -44,7 +44,8 @@ cdef bint uffds_unguarded() noexcept nogil
 cdef int uffd_make_sure(Uffd *uffd) noexcept nogil
 cdef void uffd_forget(Uffd *uffd) noexcept nogil
 cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode) noexcept nogil
-cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t *asks) noexcept nogil
+cdef bint uffd_shares(Uffd *uffd) noexcept nogil
+cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t *asks, uint64_t unreadable) noexcept nogil
 cdef int uffd_wake(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
 cdef int uffd_copy(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint64_t mode, CopyCounts *counts) noexcept nogil
 cdef int uffd_zero(Uffd *uffd, uint64_t dst, uint64_t nbytes) noexcept nogil

@@ -268,9 +268,27 @@ cdef int uffd_register(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode
     return _ask(uffd, UFFDIO_REGISTER, &request)
 
 
-cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t *asks) noexcept nogil:
+cdef bint uffd_shares(Uffd *uffd) noexcept nogil:
+    """Can it serve files of memory? GIL: never. Blocks: no. Since Linux 5.14."""
+    cdef uint64_t needed = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM
+    return uffd.features & needed == needed
+
+
+cdef int _ask_of_file(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t unreadable) noexcept nogil:
+    """A COPY that cannot copy: what there is, and what is missing, stays so. Return: -ENOENT it is not one registered mapping."""
+    cdef uffdio_copy request
+    request.dst = addr
+    request.src = unreadable
+    request.len = nbytes
+    request.mode = 0
+    request.copy = 0
+    return _ask(uffd, UFFDIO_COPY, &request)
+
+
+cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t *asks, uint64_t unreadable) noexcept nogil:
     """Has somebody taken any page of a range, which was registered, out of the kernel's hands: is it zeros, or nothing, if missing?
 
+    `unreadable`: for a file's memory, the address of a page that cannot be read; else 0.
     By asking for what anonymous memory never gets, a CONTINUE, which changes nothing: EINVAL says that all of it is one registered mapping;
     ENOENT that it is none, or several (somebody's mprotect, mlock or madvise of a part splits it), so its parts are asked for, down to a
     page. Any other answer, such as that of a kernel before 5.13, which is EINVAL too, tells nothing: False.
@@ -279,6 +297,7 @@ cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t
     """
     cdef uffdio_continue request
     cdef uint64_t done = 0, step = nbytes
+    cdef int answer
     while done < nbytes and asks[0] != 0:
         asks[0] -= 1
         if step > nbytes - done:
@@ -287,7 +306,8 @@ cdef bint uffd_unregistered(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint32_t
         request.range.len = step
         request.mode = 0
         request.mapped = 0
-        if _ask(uffd, UFFDIO_CONTINUE, &request) != -ENOENT:
+        answer = _ask_of_file(uffd, addr + done, step, unreadable) if unreadable else _ask(uffd, UFFDIO_CONTINUE, &request)
+        if answer != -ENOENT:
             done += step
             step *= 2
         elif step == _page_nbytes:
@@ -496,17 +516,17 @@ cdef int uffd_continue(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode
     included; -EFAULT nothing lies there; -errno. GIL: never. Blocks: no. Since Linux 5.14.
     """
     cdef uffdio_continue request
-    cdef uint64_t done = 0
+    cdef uint64_t done = 0, limit = nbytes
     cdef int error, tries = 0
     while done < nbytes:
         request.range.start = addr + done
-        request.range.len = nbytes - done
+        request.range.len = nbytes - done if nbytes - done < limit else limit
         request.mode = mode
         request.mapped = 0
         error = _ask(uffd, UFFDIO_CONTINUE, &request)
         if error == 0:
-            return 0
-        if request.mapped > 0:
+            done += request.range.len
+        elif request.mapped > 0:
             done += <uint64_t>request.mapped
         elif error == -EEXIST:
             uffd_wake(uffd, addr + done, _page_nbytes)
@@ -514,6 +534,8 @@ cdef int uffd_continue(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode
         elif error == -EAGAIN and tries < 1000:
             tries += 1
             lm_sleep_ns(10000)
+        elif error == -ENOENT and limit > _page_nbytes:
+            limit = _page_nbytes  # somebody split the mapping
         else:
             return error
     return 0

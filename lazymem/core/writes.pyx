@@ -16,7 +16,7 @@ from posix.unistd cimport close
 from lazymem.core.frames cimport *
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
-from lazymem.core.place cimport place_shown
+from lazymem.core.place cimport place_shown, place_shown_again
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.scratch cimport scratch_write
@@ -185,7 +185,8 @@ cdef int _flush_block(Region *r, uint64_t block, uint32_t seen, int pagemap) noe
                 written = 1
         lm_park(b"flushing")
         if error == 0:
-            error = place_shown(r, block)
+            # (a store that reads it by a system call could not wait for what is in a file and not mapped)
+            error = place_shown(r, block) if r.kind == ANONYMOUS else place_shown_again(r, block)
         if error == 0 and written:
             error = region_store(r, block, 1, <void *>at)
         now = clean | (DIRTY if error else RESIDENT)
