@@ -26,7 +26,7 @@ from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.standin cimport publish
 from lazymem.core.table cimport *
-from lazymem.core.thread cimport thread_self
+from lazymem.core.thread cimport Thread, thread_self
 from lazymem.core.uffd cimport ASLEEP, PLAINLY, PROTECTED, page_is_absent, page_nbytes, uffd_copy, uffd_move, uffd_protect
 from lazymem.core.writes cimport region_store, wait_while_busy, written_since
 
@@ -130,11 +130,15 @@ cdef int _out_by_move(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes, bi
 cdef int _out_by_copy(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes) noexcept nogil:
     """Return: 0; -errno: all of it is in the region still."""
     cdef uint64_t done = 0
+    cdef Thread *me = thread_self()
     cdef int error = 0
-    while done < nbytes:   # a page that somebody dropped would be waited for here, by us, for ever
+    while done < nbytes:
         if page_is_absent(at + done):
             return -ENOENT
         done += page_nbytes()
+    # A page that somebody drops from here on makes this very copy a touch, which another thread must be there to refuse (-EDEADLK).
+    if me != NULL and me.before_blocking != NULL:
+        me.before_blocking()
     if r.tracking == SYNC:
         error = uffd_protect(r.uffd, at, nbytes, True)
     if error == 0:

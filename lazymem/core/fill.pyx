@@ -654,6 +654,7 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, int access, bint w
         # A source's touch waits here even for another thread's fill: two that wait for each other must meet a deadline.
         error = _need(r, block, me, tid, wait or lent, toucher == NULL or not (toucher.operations or toucher.depth),
                       access == WRITES, &filled)
+        sure = sure or error == -EDEADLK
         if error == 0 and not filled:
             error = _refill(r, addr, block, tid, me, written, &filled)
         if ends:

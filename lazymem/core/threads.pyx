@@ -64,14 +64,6 @@ cdef void _give_baton() noexcept nogil:
         lm_futex_wake(&_baton, 1)
 
 
-cdef void _hand_on() noexcept nogil:
-    """`Thread.before_blocking` of a handler: let another read, unless that is arranged already. Thread: a handler."""
-    cdef Thread *me = thread_self()
-    if me.handler == LEADING:
-        me.handler = FOLLOWING
-        _give_baton()
-
-
 cdef bint _somebody_can_read() noexcept nogil:
     """Is there a follower, or can one be added? A source that touches lazy arrays waits for it. Thread: the leader."""
     if lm_load32(&_idle) != 0:
@@ -83,6 +75,15 @@ cdef bint _somebody_can_read() noexcept nogil:
         lm_sub32(&_count, 1)
         return False
     return True
+
+
+cdef void _hand_on() noexcept nogil:
+    """`Thread.before_blocking` of a handler: let another read, unless that is arranged already. Thread: a handler."""
+    cdef Thread *me = thread_self()
+    if me.handler == LEADING:
+        _somebody_can_read()
+        me.handler = FOLLOWING
+        _give_baton()
 
 
 cdef bint _may_enter(uint32_t toucher, bint *foreign) noexcept nogil:
