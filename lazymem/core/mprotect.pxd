@@ -31,7 +31,7 @@ cdef int mprotect_open(Exposure *e, uint64_t base, uint64_t map_nbytes, uint64_t
                        uint32_t *words, uint32_t *exports, bint writable) noexcept nogil
 cdef int mprotect_write(Exposure *e, uint64_t at, const void *src, uint64_t nbytes) noexcept nogil
 cdef int mprotect_zeros(Exposure *e, uint64_t block, bint for_good) noexcept nogil
-cdef int mprotect_expose(Exposure *e, uint64_t block) noexcept nogil
+cdef int mprotect_expose(Exposure *e, uint64_t block, bint again) noexcept nogil
 cdef bint mprotect_exposed(Exposure *e, uint64_t block) noexcept nogil
 cdef int mprotect_peek(Exposure *e, uint64_t at, char *dst, uint64_t nbytes) noexcept nogil
 cdef int mprotect_remove(Exposure *e, uint64_t block) noexcept nogil

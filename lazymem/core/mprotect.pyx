@@ -337,17 +337,20 @@ cdef int _expose(Exposure *e, uint64_t block) noexcept nogil:
     return error
 
 
-cdef int mprotect_expose(Exposure *e, uint64_t block) noexcept nogil:
+cdef int mprotect_expose(Exposure *e, uint64_t block, bint again) noexcept nogil:
     """Let a block through whose bytes are complete, with its neighbours whose bytes are too; or, if it has been, once more:
     somebody may have changed its protection.
 
+    `again`: it was resident a moment ago. If somebody has claimed it since, to take it away, what is exposed may be a hole: nothing is done.
     Return: 0; -ESHUTDOWN it is closed; -ENOBUFS no mapping is to be had; -ENOENT somebody took the memory away; -errno. GIL:
     never. Blocks: for as long as others' mprotect takes. Thread: any, in a signal handler too.
     """
     cdef sigset_t before
     cdef int error = -ESHUTDOWN
     lm_exposing_enter(&before)
-    if e.live:
+    if e.live and again and not _is_there(e, block):
+        error = 0
+    elif e.live:
         error = _protect(e, block, block + 1, e.access) if mprotect_exposed(e, block) else _expose(e, block)
     lm_exposing_exit(&before)
     return error

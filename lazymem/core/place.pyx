@@ -74,17 +74,18 @@ cdef int place_unwritten(Region *r, uint64_t block) noexcept nogil:
 cdef int place_shown(Region *r, uint64_t block) noexcept nogil:
     """All bytes of a block are in place: let it be accessed. Return: 0 / -errno. GIL: never. Blocks: no. Thread: any, once
     they are."""
-    return mprotect_expose(&r.exposure, block) if r.delivery == MPROTECT else 0
+    return mprotect_expose(&r.exposure, block, False) if r.delivery == MPROTECT else 0
 
 
 cdef int place_shown_again(Region *r, uint64_t block) noexcept nogil:
-    """A resident block that was hidden, or whose protection somebody changed. Return: 0 / -errno. GIL: never. Blocks: no.
-    Thread: any; of a block in a file with a userfaultfd the claimer, and -EFAULT says that pages of it are gone."""
+    """A resident block that was hidden, or whose protection somebody changed; without a userfaultfd, if it is not resident any more,
+    nothing is done. Return: 0 / -errno. GIL: never. Blocks: no. Thread: any; of a block in a file with a userfaultfd the claimer, and
+    -EFAULT says that pages of it are gone."""
     if r.delivery != MPROTECT:
         return uffd_continue(r.uffd, r.base + block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)), PLAINLY)
     if not mprotect_exposed(&r.exposure, block):
         lm_count(&r.exposure.reexposed, 1)
-    return mprotect_expose(&r.exposure, block)
+    return mprotect_expose(&r.exposure, block, True)
 
 
 cdef int place_shown_all(Region *r, uint64_t first, uint64_t last) noexcept nogil:
