@@ -11,7 +11,9 @@ from support import run_child
 import lazymem as lm
 from lazymem.core import samples
 from lazymem.soak.board import Board, Row
+from lazymem.soak.command import FAULTLESS
 from lazymem.soak.content import bad_blocks, words
+from lazymem.soak.round import can_move
 from lazymem.soak.watch import where_they_stand
 
 PYTHON = [sys.executable, "-m", "lazymem", "soak", "--json"]
@@ -68,7 +70,7 @@ def test_board(tmp_path):
     assert beside.late(0) is None
 
 
-@pytest.mark.parametrize(("seed", "user"), [(GUARDS, "root"), (TOLD, "nobody")], ids=["guards", "told"])
+@pytest.mark.parametrize(("seed", "user"), [(GUARDS, "root"), (TOLD, "nobody")], ids=["guards", "told, without MOVE"])
 def test_a_short_soak(seed, user):
     status, found, err = soak("--minutes", 0.03, "--seed", seed, user=user)
     assert (status, found["failures"]) == (0, []), err
@@ -76,10 +78,14 @@ def test_a_short_soak(seed, user):
     assert found["seed"] == seed
     assert found["deliveries"]
     assert found["rounds"] == 1
-    for name in ("faults", "filled", "bytes_compared", "opened", "closed", "drops", "operations", "signals", "kernel"):
+    for name in (
+        "faults", "filled", "bytes_compared", "opened", "closed", "drops", "operations", "signals", "kernel",
+        "evicted", "evicts", "increments", "budgets",
+    ):  # fmt: skip
         assert found[name], name
+    assert can_move(seed) or not found["moved"]
     assert found["faults"] == found["filled"] + found["joins"] + found["failed"]
-    for name in ("mismatches", "hangs", "crashes", "unexpected", "unaccounted", "leaked_descriptors", "leaked_mappings"):
+    for name in FAULTLESS:
         assert found[name] == 0, name
 
 

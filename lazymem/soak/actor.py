@@ -77,7 +77,7 @@ class Actor:
         self.count("bytes_compared", expected.nbytes)
         if not right:
             self.count("mismatches")
-            self.say(f"WRONG: {what}: {_difference(np.array(got), expected)}")
+            self.say(f"WRONG: {what}: {_difference(np.array(got), expected)}{self.field.failures()}")
 
     @contextlib.contextmanager
     def looking(self, held: Held, start: int, stop: int, what: str) -> Iterator[None]:

@@ -21,8 +21,9 @@ FORKED_ROWS = 2  # the last are forked children's
 # What every soak counts; actors add what they alone count (`COUNTS` in their files).
 COUNTS = (
     "faults", "filled", "joins", "failed", "blocks", "refilled", "eexist", "eagain",
-    "errors_injected", "errors_seen", "bytes_compared", "mismatches", "unexpected",
-    "opened", "closed", "unaccounted", "leaked_descriptors", "leaked_threads", "leaked_mappings",
+    "evicted", "rescued", "recycled", "moved", "refused", "units", "pinned_skips", "stored", "store_errors",
+    "errors_injected", "errors_seen", "bytes_compared", "mismatches", "lost_writes", "unexpected",
+    "opened", "closed", "unaccounted", "leaked_descriptors", "leaked_threads", "leaked_mappings", "leaked_memory",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from lazymem.soak import spoil, watch
 from lazymem.soak.actors import everybody
 from lazymem.soak.board import Board
 from lazymem.soak.content import words
-from lazymem.soak.round import counts_of, end_of
+from lazymem.soak.round import can_move, counts_of, end_of
 from lazymem.soak.sources import PAGE_WORDS, can_http, deliveries_here
 from lazymem.testing import Misbehaviour, RangeServer
 
@@ -31,8 +31,8 @@ ROUND_S = 15.0
 _FILE_WORDS = 512 * PAGE_WORDS + 3
 # What must stay 0.
 FAULTLESS = (
-    "mismatches", "hangs", "crashes", "unexpected", "unaccounted",
-    "leaked_descriptors", "leaked_threads", "leaked_mappings", "leaked_processes",
+    "mismatches", "lost_writes", "hangs", "crashes", "unexpected", "unaccounted",
+    "leaked_descriptors", "leaked_threads", "leaked_mappings", "leaked_memory", "leaked_processes",
 )  # fmt: skip
 _WRONG = (Misbehaviour(status=503), Misbehaviour(reset_after=1000), Misbehaviour(status=500), Misbehaviour(extra_nbytes=-100))
 
@@ -111,7 +111,7 @@ class Soak:
                 server = stack.enter_context(RangeServer({"content": path}))
                 url, nuisance = server.url_of("content"), _Nuisance(server, seed)
             arguments = [place, str(seed), str(seconds), path, str(_FILE_WORDS), url, self._spoiled]
-            end = watch.play(arguments, board, seconds)
+            end = watch.play(arguments, board, seconds, moves=can_move(seed))
             found = Counter(board.totals())
             if nuisance is not None:
                 found["errors_injected"] += nuisance.close()
@@ -132,7 +132,8 @@ class Soak:
         if not self._quiet:
             print(
                 f"seed {seed}: {found['faults']:,} faults, {human(found['bytes_compared'])} compared, "
-                f"{found['opened']} arrays, {found['forks']} forks, {found['kills'] + found['stops']} kills: "
+                f"{found['opened']} arrays, {found['evicted']:,} evicted, {found['stored']:,} stored, {found['forks']} forks, "
+                f"{found['kills'] + found['stops']} kills{'' if can_move(seed) else ', no MOVE'}: "
                 f"{', '.join(wrong) or 'all right'}",
                 flush=True,
             )

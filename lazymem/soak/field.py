@@ -15,12 +15,19 @@ import numpy as np
 import lazymem
 from lazymem.soak import sources
 from lazymem.soak.held import Held
+from lazymem.soak.kept import Kept
 from lazymem.soak.sources import Place
 
 if TYPE_CHECKING:
     from lazymem.soak.actor import Actor
 
 Source = Callable[[Place, np.random.Generator, str], Held]
+_COUNTED = (
+    "faults", "filled", "joins", "failed", "blocks", "refilled", "eexist", "eagain",
+    "evicted", "rescued", "recycled", "moved", "refused", "units", "pinned_skips", "stored", "store_errors",
+)  # fmt: skip
+_ARRIVE_S = 10.0
+_CLOSES = 20
 _SETTLE_S = 2.0
 _WAIT_S = 0.2
 
@@ -30,6 +37,7 @@ def sources_of(place: Place) -> list[Source]:
     native: list[Source] = [sources.from_file, sources.from_memory, sources.from_c]
     # Each with blocks of one size: what serves a size of block stays for good (leaks.py).
     slow: list[Source] = [functools.partial(sources.from_python, pages=pages) for pages in (1, 16)]
+    slow.append(sources.from_store)
     if place.url is not None:
         slow.append(sources.from_url)
     return native * 2 + slow
@@ -38,7 +46,7 @@ def sources_of(place: Place) -> list[Source]:
 def count_faults(me: Actor, held: Held) -> None:
     """Count what has happened in an array, in this process."""
     stats = held.region.stats()
-    for name in ("faults", "filled", "joins", "failed", "blocks", "refilled", "eexist", "eagain"):
+    for name in _COUNTED:
         me.count(name, getattr(stats, name))
 
 
@@ -101,6 +109,15 @@ class Field:
                 for held in helds:
                     held.uses -= 1
 
+    def failures(self) -> str:
+        """What has failed of arrays that cannot fail, for messages; takes no lock."""
+        told = ""
+        for held in list(self._helds):
+            failed = held.region.failure() if held is not None and held.certain and held.region is not None else None
+            if failed is not None:
+                told += f"; {failed}: {failed.__cause__}"
+        return told
+
     def open(self, me: Actor, number: int) -> None:
         """Lay an array at a place that is empty."""
         delivery = str(me.rng.choice(self.place.deliveries))
@@ -126,21 +143,50 @@ class Field:
                 return False
             self._helds[number] = None
         settle(me, held)
-        with me.within(6.0, f"close: {held.name}"):
-            if me.rng.random() < 0.5:
+        with me.within(6.0 + held.limit_s(0, len(held.expected)), f"close: {held.name}"):
+            # Who drops an array is not there to be told that it could not be stored.
+            if me.rng.random() < 0.5 or (held.kept is not None and held.mortal):
                 self._close(me, held)
+                arrives_s = 0.0
             else:
-                held.array = None  # the last reference: its memory goes with it
+                held.array = held.region = None  # the last references: memory goes, and what was written is stored meanwhile
+                arrives_s = _ARRIVE_S
         me.count("closed")
+        if held.kept is not None:
+            self._arrived(me, held, held.kept, arrives_s)
         return True
 
     @staticmethod
+    def _arrived(me: Actor, held: Held, kept: Kept, within_s: float) -> None:
+        """Is all that was ever written where it belongs?"""
+        end = time.monotonic() + within_s
+        while True:
+            lost = int(np.count_nonzero(kept.words() != held.expected))
+            if not lost or time.monotonic() > end:
+                break
+            gc.collect()  # an exception's traceback may hold it
+            time.sleep(0.002)
+        me.count("bytes_compared", held.expected.nbytes)
+        me.count("lost_writes", lost)
+        if lost:
+            where = np.flatnonzero(kept.words() != held.expected)
+            me.say(f"LOST: {lost} elements of {len(held.expected)}, +{where[0]} to +{where[-1]}: {held.name}")
+        kept.close()
+
+    @staticmethod
     def _close(me: Actor, held: Held) -> None:
-        try:
-            lazymem.close(held.array)
-        except BufferError:  # an exception's traceback may hold a view
-            gc.collect()
-            lazymem.close(held.array)
+        for _ in range(_CLOSES):
+            try:
+                lazymem.close(held.array)
+                return
+            except BufferError:  # an exception's traceback may hold a view
+                gc.collect()
+            except lazymem.PageError as error:  # it could not be written back; it is open still
+                me.last_error = f"{error}: {error.__cause__}"
+                me.count("errors_seen")
+                if not held.mortal:
+                    me.unexpected(f"close, {held.name}: {error}")
+        lazymem.close(held.array)
 
     def count_open(self, me: Actor) -> None:
         """Count what those did that nobody will close."""

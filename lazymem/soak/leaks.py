@@ -1,4 +1,4 @@
-"""What is left of arrays that were closed: descriptors, threads, mappings?"""
+"""What is left of arrays that were closed: descriptors, threads, mappings, bytes on the process's account?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import re
 import time
 from collections import Counter
+
+from lazymem.core.memory import budget
 
 _SETTLE_S = 5.0
 # Threads that serve from then on, of which there is a bounded number (core/threads.pyx, core/jobs.pyx).
@@ -22,9 +24,11 @@ def possessions() -> Possessions:
     Returns
     -------
     dict of Counter
-        "descriptors"; "threads", but for those that stay for good; "mappings": of lazy memory, and of memory files.
+        "descriptors"; "threads", but for those that stay for good; "mappings": of lazy memory, and of memory files;
+        "memory": bytes that count in the process's budget.
     """
-    return {"descriptors": _descriptors(), "threads": _threads(), "mappings": _mappings()}
+    memory = Counter({"bytes in the budget": budget()[1]})
+    return {"descriptors": _descriptors(), "threads": _threads(), "mappings": _mappings(), "memory": memory}
 
 
 def _descriptors() -> Counter[str]:

@@ -36,6 +36,11 @@ def end_of(seed: int) -> str:
     return _ENDS[seed // 2 % len(_ENDS)]
 
 
+def can_move(seed: int) -> bool:
+    """May memory be moved in the round of a seed? In every second not: with guards and without, however it ends."""
+    return (seed + seed // 2) % 2 == 0
+
+
 def _run(module: ModuleType, me: Actor, until: float) -> None:
     pause_s = getattr(module, "PAUSE_S", 0.0)
     while not me.stop.is_set() and time.monotonic() < until:

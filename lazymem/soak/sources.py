@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,19 @@ import numpy as np
 
 import lazymem
 from lazymem.core import samples
-from lazymem.options import DELIVERIES, PAGE_NBYTES
+from lazymem.options import BUDGET_BLOCKS, BUDGET_PAGES, DELIVERIES, FILLINGS, PAGE_NBYTES
 from lazymem.providers import Provider
 from lazymem.soak.content import Words, bad_blocks, words
 from lazymem.soak.held import WORD_NBYTES, Held
+from lazymem.soak.kept import Kept, KeptFile
 from lazymem.testing import Failure, FaultyProvider
 
 PAGE_WORDS = PAGE_NBYTES // WORD_NBYTES
 NATIVE_S = 5.0  # the timeout of sources that do not wait for anybody
 ATTEMPT_S = 2.0  # of a provider process: it may have to be started, on a busy machine
 _BAD_ONE_IN = 100
+_BIG = 6  # times as many elements as others have: then there is room for units of 2 MiB
+_STAYING_PAGES = 128  # of an array whose blocks cannot be evicted: all such fit into the smallest budget (actors/budget.py)
 
 
 @dataclass(frozen=True)
@@ -77,49 +81,82 @@ def _size(rng: np.random.Generator, most_pages: int) -> int:
     return int(rng.integers(8 * PAGE_WORDS, most_pages * PAGE_WORDS))
 
 
-def _mode(rng: np.random.Generator) -> str:
-    return str(rng.choice(["r", "r", "c"]))
+def _local_size(rng: np.random.Generator, delivery: str, mode: str) -> int:
+    if not _can_leave(delivery, mode):
+        return _size(rng, _STAYING_PAGES)
+    return _size(rng, 512) * (_BIG if rng.random() < 0.1 else 1)
+
+
+def _mode(rng: np.random.Generator, *more: str) -> str:
+    return str(rng.choice(["r", "r", "c", *more]))
+
+
+def _options(rng: np.random.Generator, delivery: str, mode: str, block_nbytes: int) -> dict[str, Any]:
+    """Of every second array the budget is so small that it is short of memory: the least there can be, or a bit more."""
+    least = max(BUDGET_BLOCKS * block_nbytes, BUDGET_PAGES * PAGE_NBYTES)
+    more = float(rng.choice([1, 1, 1.1, 2]))
+    budget_nbytes = int(least * more) if rng.random() < 0.5 and _can_leave(delivery, mode) else None
+    fill = str(rng.choice(["auto", "auto", "auto", *FILLINGS["private"]]))
+    return {"mode": mode, "delivery": delivery, "block_nbytes": block_nbytes, "budget_nbytes": budget_nbytes, "fill": fill}
+
+
+def _can_leave(delivery: str, mode: str) -> bool:
+    """Can its blocks be evicted? Without a userfaultfd nobody can tell what was written at the last moment."""
+    return delivery != "mprotect" or mode == "r"
 
 
 def _none_injected() -> int:
     return 0
 
 
-def _native(array: Any, kind: str, expected: Words, bad: Any = None, injected: Callable[[], int] = _none_injected) -> Held:
+def _native(
+    array: Any,
+    kind: str,
+    expected: Words,
+    bad: Any = None,
+    injected: Callable[[], int] = _none_injected,
+    kept: Kept | None = None,
+) -> Held:
     if bad is None:
         bad = np.zeros(lazymem.region(array).nblocks, bool)
-    return Held(array, kind, expected, bad, False, NATIVE_S, injected)
+    return Held(array, kind, expected, bad, False, NATIVE_S, injected, kept)
 
 
 def from_file(place: Place, rng: np.random.Generator, delivery: str) -> Held:
-    """A part of the file, from any element on."""
-    n = min(_size(rng, 512), place.file_words // 2)
+    """A part of the file, from any element on; or, to write to, a file of its own."""
+    mode = _mode(rng, "r+", "r+")
+    options = _options(rng, delivery, mode, _block_nbytes(rng))
+    n = _local_size(rng, delivery, mode)
+    if mode == "r+":
+        expected = words(int(rng.integers(1 << 62)), n)
+        kept = KeptFile(os.path.dirname(place.path), expected)
+        return _native(lazymem.memmap(kept.path, "u8", timeout=NATIVE_S, **options), "file", expected, kept=kept)
+    n = min(n, place.file_words // 2)
     start = int(rng.integers(place.file_words - n))
-    array = lazymem.memmap(
-        place.path, "u8", _mode(rng), start * WORD_NBYTES, n,
-        delivery=delivery, block_nbytes=_block_nbytes(rng), timeout=NATIVE_S,
-    )  # fmt: skip
+    array = lazymem.memmap(place.path, "u8", offset=start * WORD_NBYTES, shape=n, timeout=NATIVE_S, **options)
     return _native(array, "file", place.file_content[start : start + n].copy())
 
 
 def from_memory(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """Bytes of this process."""
-    seed, n = int(rng.integers(1 << 62)), _size(rng, 512)
-    array = lazymem.from_provider(
-        words(seed, n), dtype="u8", mode=_mode(rng), delivery=delivery, block_nbytes=_block_nbytes(rng), timeout=NATIVE_S
-    )  # fmt: skip
-    return _native(array, "memory", words(seed, n))
+    mode = _mode(rng, "r+")
+    options = _options(rng, delivery, mode, _block_nbytes(rng))
+    seed, n = int(rng.integers(1 << 62)), _local_size(rng, delivery, mode)
+    memory = words(seed, n)
+    array = lazymem.from_provider(memory, dtype="u8", timeout=NATIVE_S, **options)
+    return _native(array, "memory", words(seed, n), kept=Kept(memory) if mode == "r+" else None)
 
 
 def from_c(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """A function in C; of every second one some blocks always fail."""
-    seed, n, block_nbytes = int(rng.integers(1 << 62)), _size(rng, 512), _block_nbytes(rng)
+    mode, block_nbytes = _mode(rng), _block_nbytes(rng)
+    options = _options(rng, delivery, mode, block_nbytes)
+    seed, n = int(rng.integers(1 << 62)), _local_size(rng, delivery, mode)
     bad_one_in = int(rng.choice([0, _BAD_ONE_IN]))
     told = np.array([seed, block_nbytes, bad_one_in, 0], "u8")
     array = lazymem.from_provider(
-        lazymem.CFunction(samples.mixed(), n * WORD_NBYTES, told),
-        dtype="u8", mode=_mode(rng), delivery=delivery, block_nbytes=block_nbytes, timeout=NATIVE_S,
-    )  # fmt: skip
+        lazymem.CFunction(samples.mixed(), n * WORD_NBYTES, told), dtype="u8", timeout=NATIVE_S, **options
+    )
     bad = bad_blocks(seed, lazymem.region(array).nblocks, bad_one_in)
     return _native(array, "C function", words(seed, n), bad, lambda: int(told[3]))
 
@@ -146,7 +183,9 @@ class Mixed(Provider):
 
 def from_python(place: Place, rng: np.random.Generator, delivery: str, *, pages: int) -> Held:
     """A Python provider. One read in a hundred fails and is tried again; some blocks always fail."""
-    seed, n, block_nbytes = int(rng.integers(1 << 62)), _size(rng, 256), PAGE_NBYTES * pages
+    mode, block_nbytes = _mode(rng), PAGE_NBYTES * pages
+    options = _options(rng, delivery, mode, block_nbytes)
+    seed, n = int(rng.integers(1 << 62)), _size(rng, 256 if _can_leave(delivery, mode) else _STAYING_PAGES)
     bad = bad_blocks(seed, -(-n * WORD_NBYTES // block_nbytes), _BAD_ONE_IN)
     lost = [Failure("error", LookupError, at=int(block) * block_nbytes) for block in np.flatnonzero(bad)]
     faulty = FaultyProvider(Mixed(seed, n), lost, rate=0.01, kinds=("error", "error", "error", "die"), seed=seed)
@@ -155,17 +194,45 @@ def from_python(place: Place, rng: np.random.Generator, delivery: str, *, pages:
         counts = faulty.counts()
         return sum(counts.values()) - counts["reads"]
 
-    array = lazymem.from_provider(
-        faulty, dtype="u8", mode=_mode(rng), delivery=delivery, block_nbytes=block_nbytes, timeout=ATTEMPT_S, retries=9
-    )  # fmt: skip
+    array = lazymem.from_provider(faulty, dtype="u8", timeout=ATTEMPT_S, retries=9, **options)
     return Held(array, "provider", words(seed, n), bad, True, 2 * ATTEMPT_S, injected)
+
+
+class Store(Provider):
+    """A file as a provider that takes back what is written.
+
+    Parameters
+    ----------
+    path : str
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.nbytes = path, os.path.getsize(path)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        with open(self.path, "rb") as file:
+            os.preadv(file.fileno(), [buffer], offset)
+
+    def write_from(self, buffer: memoryview, offset: int) -> None:
+        with open(self.path, "r+b") as file:
+            os.pwritev(file.fileno(), [buffer], offset)
+
+
+def from_store(place: Place, rng: np.random.Generator, delivery: str) -> Held:
+    """A Python provider that is written to."""
+    options = _options(rng, delivery, "r+", 16 * PAGE_NBYTES)
+    n = _size(rng, 512 if _can_leave(delivery, "r+") else _STAYING_PAGES)
+    expected = words(int(rng.integers(1 << 62)), n)
+    kept = KeptFile(os.path.dirname(place.path), expected)
+    array = lazymem.from_provider(Store(kept.path), dtype="u8", timeout=ATTEMPT_S, retries=9, **options)
+    bad = np.zeros(lazymem.region(array).nblocks, bool)
+    return Held(array, "store", expected, bad, True, 2 * ATTEMPT_S, _none_injected, kept)
 
 
 def from_url(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """The file, from a server that fails now and then."""
-    array = lazymem.memmap(
-        place.url, "u8", _mode(rng), delivery=delivery, block_nbytes=16 * PAGE_NBYTES,
-        timeout=ATTEMPT_S, retries=9,
-    )  # fmt: skip
+    mode = _mode(rng) if _can_leave(delivery, "c") else "r"  # it is all of the file
+    options = _options(rng, delivery, mode, 16 * PAGE_NBYTES)
+    array = lazymem.memmap(place.url, "u8", timeout=ATTEMPT_S, retries=9, **options)
     bad = np.zeros(lazymem.region(array).nblocks, bool)
     return Held(array, "http", place.file_content.copy(), bad, True, 2 * ATTEMPT_S, _none_injected)

@@ -41,7 +41,7 @@ class End:
     left: int
 
 
-def play(arguments: list[str], board: Board, seconds: float) -> End:
+def play(arguments: list[str], board: Board, seconds: float, moves: bool) -> End:
     """Run a round's process and look after it.
 
     Parameters
@@ -51,10 +51,15 @@ def play(arguments: list[str], board: Board, seconds: float) -> End:
     board : Board
     seconds : float, s
         How long it plays.
+    moves : bool
+        Memory may be moved into place, where the kernel can.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # whatever it leaves comes to us
     process = subprocess.Popen(
-        [sys.executable, "-m", "lazymem.soak.round", *arguments], stdin=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", "lazymem.soak.round", *arguments],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ if moves else {**os.environ, "LAZYMEM_NO_MOVE": "1"},
     )
     try:
         hang = _watch(process, board, time.monotonic() + seconds + _START_S + _END_S)

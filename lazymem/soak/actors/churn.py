@@ -13,7 +13,7 @@ _PAGE_WORDS = PAGE_NBYTES // WORD_NBYTES
 
 
 def _cheap(held: Held) -> bool:
-    return held.certain and not held.private
+    return held.certain and not held.written
 
 
 def act(me: Actor) -> None:

@@ -21,7 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def drop(held: Held, first: int, last: int) -> None:
-    """Give pages first..last-1 back to the kernel; of private writes nothing is left."""
+    """Give pages first..last-1 back to the kernel; of what was written nothing is left."""
     address = held.region.address + first * PAGE_NBYTES
     status = _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t((last - first) * PAGE_NBYTES), mmap.MADV_DONTNEED)
     if status:
@@ -29,7 +29,7 @@ def drop(held: Held, first: int, last: int) -> None:
 
 
 def _unwritten(held: Held) -> bool:
-    return not held.private
+    return not held.written
 
 
 def act(me: Actor) -> None:

@@ -11,6 +11,7 @@ import traceback
 
 import numpy as np
 
+import lazymem
 from lazymem.soak.actor import Actor
 from lazymem.soak.actors.write import write
 from lazymem.soak.board import ROWS
@@ -23,17 +24,18 @@ _CHILD_S = 30.0
 
 
 def act(me: Actor) -> None:
-    """Fork under load; each child looks at some arrays and writes to those of mode "c"."""
+    """Fork under load; each child looks at some arrays, has parts of them evicted, and writes to those that may be written."""
     chance = me.rng.random()
     if chance < 0.1:
         with me.within(_CHILD_S, "run a program"):
             subprocess.run(["true"], check=True)
         me.count("spawns")
         return
-    with me.field.use_all() as helds, contextlib.ExitStack() as stack:
+    # What a child did not get, it fetches; of an array of mode "r+" from where its parent writes: nobody may until it is gone.
+    with me.field.use_all() as helds, contextlib.ExitStack() as stack, contextlib.ExitStack() as whole:
         n = min(3, len(helds))
         drawn = [helds[int(i)] for i in me.rng.choice(len(helds), n, replace=False)]
-        chosen = [held for held in drawn if stack.enter_context(held.still(0, len(held.expected)))]
+        chosen = [held for held in drawn if (whole if held.kept else stack).enter_context(held.still(0, len(held.expected)))]
         seed = int(me.rng.integers(1 << 31))
         with me.within(_CHILD_S, "fork"):
             if chance < 0.3:
@@ -105,7 +107,11 @@ def _look(me: Actor, held: Held) -> None:
         what = f"touch [{start}:{stop}], {held.name}"
         with me.within(held.limit_s(start, stop), what):
             me.same(np.asarray(held.array)[start:stop], held.expected[start:stop], what)
-    if held.private and not bad:
+    if me.rng.random() < 0.3:
+        with me.within(held.limit_s(start, stop), f"evict, {held.name}"):
+            lazymem.evict(np.asarray(held.array)[start:stop])
+        me.count("evicts")
+    if held.written and not bad:
         write(me, held, start, np.full(stop - start, 7, "u8"))  # this process's alone; `expected` is too
     with me.looking(held, start, stop, "read"):
         me.same(held.array[start:stop] + np.uint64(0), held.expected[start:stop], f"read, {held.name}")

@@ -68,7 +68,7 @@ def act(me: Actor) -> None:
             return
         start, stop = held.part(me.rng, min(_MOST, 4 * held.block_words) if held.mortal else _MOST)
         operation = (*_WHOLE, *_PARTLY)[int(me.rng.integers(len(_WHOLE) + len(_PARTLY)))]
-        if (operation in _PARTLY and held.bad_in(start, stop)) or (operation is _written and not held.private):
+        if (operation in _PARTLY and held.bad_in(start, stop)) or (operation is _written and not held.written):
             return
         with held.still(start, stop) as still:
             if still:

@@ -16,7 +16,7 @@ def act(me: Actor) -> None:
     with me.field.use(me.rng) as held:
         if held is None:
             return
-        start, stop = held.part(me.rng, 8 * held.block_words if held.mortal else 1 << 16)
+        start, stop = held.part(me.rng, min(held.fits, 8 * held.block_words if held.mortal else 1 << 16))
         plain = np.asarray(held.array)[start:stop]
         if me.rng.random() < 0.5:
             with me.within(5.0, f"prefetch, {held.name}"):

@@ -1,4 +1,4 @@
-"""Do private writes stay, and only there?"""
+"""Does what is written stay, wherever its block goes meanwhile? And private writes only there?"""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ COUNTS = ("writes",)
 _TRIES = 10
 
 
-def _private(held: Held) -> bool:
-    return held.private
+def _written(held: Held) -> bool:
+    return held.written
 
 
 def write(me: Actor, held: Held, start: int, values: Words) -> None:
@@ -34,8 +34,8 @@ def write(me: Actor, held: Held, start: int, values: Words) -> None:
 
 
 def act(me: Actor) -> None:
-    """Write some elements of an array of mode "c", and read them and their neighbours back."""
-    with me.field.use(me.rng, _private) as held:
+    """Write some elements of an array of mode "c" or "r+", and read them and their neighbours back."""
+    with me.field.use(me.rng, _written) as held:
         if held is None:
             return
         start, stop = held.part(me.rng, 2048)
