@@ -114,7 +114,7 @@ def _available_nbytes() -> int | None:
 
 
 def default_budget_nbytes() -> int:
-    """Half of what physical memory and this process's cgroups still leave, and at least 64 MiB.
+    """Half of what physical memory and this process's cgroups still leave, and at least 4 MiB.
 
     Returns
     -------
@@ -130,4 +130,4 @@ def default_budget_nbytes() -> int:
     for limit, folder in _cgroup_limits():
         if limit < physical:  # version 1 writes "no limit" as a number
             left.append(limit - _in_use(folder))
-    return max(64 << 20, int(min(left) * SHARE))
+    return max(4 << 20, int(min(left) * SHARE))

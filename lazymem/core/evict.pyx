@@ -114,9 +114,10 @@ cdef int _out_by_move(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes, bi
     """`touched`: its write protection is gone. Return: 0; -errno: all of it is in the region still."""
     cdef uint64_t moved = 0, back = 0
     cdef int error = uffd_move(r.uffd, slot, at, nbytes, ASLEEP, &moved)
-    if error == -EBUSY and moved == 0 and _make_own(r, at, nbytes):
+    if error == -EBUSY and moved == 0:
         touched[0] = True
-        error = uffd_move(r.uffd, slot, at, nbytes, ASLEEP, &moved)
+        if _make_own(r, at, nbytes):
+            error = uffd_move(r.uffd, slot, at, nbytes, ASLEEP, &moved)
     if error:
         lm_count(&r.counters.refused, 1)
         if moved:
@@ -145,10 +146,8 @@ cdef int _out_by_copy(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes) no
         error = uffd_copy(r.uffd, slot, at, nbytes, ASLEEP, &r.counters.copy)
     if error == 0:
         error = place_empty_range(r, at - r.base, nbytes)
-    if error:
+    if error:   # (what was clean must stay protected; of what is dirty the next write is a fault again, which lets it through)
         madvise(<void *>slot, nbytes, MADV_DONTNEED)
-        if r.tracking == SYNC:
-            uffd_protect(r.uffd, at, nbytes, False)
     return error
 
 
@@ -241,9 +240,10 @@ cdef bint _evict(Region *r, int kind, uint32_t i, uint32_t tid) noexcept nogil:
 
 
 cdef bint moved_in(Region *r, uint64_t at, uint64_t src, uint64_t nbytes, int mode) noexcept nogil:
-    """Put pages into place by MOVE, and what it does not take by COPY. Nothing is left at `src` then.
+    """Put pages into place by MOVE, and what it does not take by COPY. If all are, nothing is left at `src`.
 
-    Units: `at`, bytes of the region; whole pages; `mode` PLAINLY or ASLEEP. Return: are all in place? GIL: never. Blocks: as `uffd_copy`. Thread: the claimer.
+    Units: `at`, bytes of the region; whole pages; `mode` PLAINLY or ASLEEP. Return: are all in place? GIL: never. Blocks: as `uffd_copy`.
+    Thread: the claimer.
     """
     cdef uint64_t moved = 0
     cdef int error = uffd_move(r.uffd, r.base + at, src, nbytes, mode, &moved)
@@ -252,7 +252,8 @@ cdef bint moved_in(Region *r, uint64_t at, uint64_t src, uint64_t nbytes, int mo
         return True
     lm_count(&r.counters.refused, 1)
     error = uffd_copy(r.uffd, r.base + at + moved, src + moved, nbytes - moved, mode, &r.counters.copy)
-    madvise(<void *>src, nbytes, MADV_DONTNEED)
+    if error == 0:
+        madvise(<void *>src, nbytes, MADV_DONTNEED)
     return error == 0
 
 

@@ -101,11 +101,16 @@ cdef void blocks_written(Region *r, uint64_t first, uint64_t last) noexcept nogi
         return
     for block in range(first, last):
         if r.tracking == SYNC:
-            while block_written(r, block, lm_gettid()) == -EAGAIN and lm_load32(&r.status) == LIVE:
+            while (block_written(r, block, lm_gettid()) == -EAGAIN and lm_load32(&r.status) == LIVE and
+                   lm_load32(&r.words[block]) & STATE not in (MISSING, FAILED)):
                 table_wait(&r.words[block], lm_load32(&r.words[block]), lm_now_ns() + 1000000)
         else:
             seen = lm_load32(&r.words[block])
-            while seen & STATE == RESIDENT and not lm_cas32(&r.words[block], seen, seen ^ (RESIDENT ^ DIRTY)):
+            while lm_load32(&r.status) == LIVE and seen & STATE in (RESIDENT, LEAVING, FILLING):
+                if seen & STATE != RESIDENT:    # it is being flushed: what that stores may be from before
+                    table_wait(&r.words[block], seen, lm_now_ns() + 1000000)
+                elif lm_cas32(&r.words[block], seen, seen ^ (RESIDENT ^ DIRTY)):
+                    break
                 seen = lm_load32(&r.words[block])
 
 
