@@ -1,6 +1,8 @@
 """Does a Python provider get what was written to its array, and does nobody lose anything when it does not take it?"""
 
+import contextlib
 import errno
+import gc
 import os
 import random
 import re
@@ -17,7 +19,20 @@ from writing_providers import ReadOnly, Shelf
 
 import lazymem as lm
 from lazymem.core.provider import process_ids
+from lazymem.core.reaper import store_left_behind
 from lazymem.testing import WritableProviderContract
+
+# Arrays that nobody could write back are dropped here: that is told on standard error, some time after.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_to_store():
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError):
+        store_left_behind()
+
 
 BLOCK = 4 * PAGE
 NBYTES = 9 * BLOCK + 100
