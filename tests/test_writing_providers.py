@@ -109,6 +109,7 @@ def test_several_processes_take_it_back_together(folder):
     shelf = shelf_of(folder, 40 * BLOCK)
     a = array_of(shelf, processes=2)
     a[:] = 7
+    act(shelf, "meets")
     flushes = [threading.Thread(target=lm.flush, args=(a[k * 10 * BLOCK : (k + 1) * 10 * BLOCK],)) for k in range(4)]
     for thread in flushes:
         thread.start()

@@ -69,6 +69,15 @@ class Shelf:
     def act_permission(self, buffer, offset):
         raise PermissionError(13, "not yours")
 
+    def act_meets(self, buffer, offset):
+        """Writes once another process is writing too."""
+        deadline = time.monotonic() + 20
+        while len({line.split()[3] for line in open(self.path + ".log") if line.startswith("write")}) < 2:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody else writes")
+            time.sleep(0.002)
+        return self._write(buffer, offset)
+
     def act_short(self, buffer, offset):
         self._write(buffer, offset)
         return len(buffer) - 1

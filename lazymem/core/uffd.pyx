@@ -442,6 +442,18 @@ cdef int uffd_poison(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil:
     return _ask(uffd, UFFDIO_POISON, &request)
 
 
+cdef uint64_t _moved_all_the_same(uint64_t dst, uint64_t src, uint64_t nbytes) noexcept nogil:
+    """Linux 6.18 moves pages and then says EEXIST, if it first found one of them just changing (its first answer, EAGAIN, stays
+    noted, so that it tries again what it has done; seen: whose protection a write lifts meanwhile). Who believes it loses them.
+
+    Return: how many bytes are at `dst` and not at `src` any more. GIL: never. Blocks: no.
+    """
+    cdef uint64_t done = 0
+    while done < nbytes and page_is_absent(src + done) and not page_is_swapped(src + done) and not page_is_absent(dst + done):
+        done += _page_nbytes
+    return done
+
+
 cdef int uffd_move(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint64_t mode, uint64_t *moved) noexcept nogil:
     """Take pages away from `src` and put them at `dst`: whole huge pages in one step, where nothing hinders it.
 
@@ -452,7 +464,7 @@ cdef int uffd_move(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint
     mapping changes under us, at most about 10 ms. Thread: any. Source: ioctl_userfaultfd(2) UFFDIO_MOVE, Linux 6.8.
     """
     cdef uffdio_move request
-    cdef uint64_t backoff_ns = 1000
+    cdef uint64_t backoff_ns = 1000, done
     cdef int err
     moved[0] = 0
     while moved[0] < nbytes:
@@ -464,6 +476,13 @@ cdef int uffd_move(Uffd *uffd, uint64_t dst, uint64_t src, uint64_t nbytes, uint
         err = -_ask(uffd, UFFDIO_MOVE, &request)
         if err == 0:
             moved[0] = nbytes
+        elif err == EEXIST:
+            done = _moved_all_the_same(request.dst, request.src, request.len)
+            if done == 0:
+                return -EEXIST
+            if mode != ASLEEP:
+                uffd_wake(uffd, request.dst, done)
+            moved[0] += done
         elif err != EAGAIN and err != EINTR:
             return -err
         elif request.move > 0:  # the reason shows itself on the next try

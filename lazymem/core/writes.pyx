@@ -7,10 +7,8 @@
             differs from the copy then, it was written
     neither what may be written is taken for written
 
-Flushing a block: 1. claimed: a write that comes now waits  2. protected  3. stored  4. RESIDENT. A block that could not be stored is
-DIRTY still, and is remembered. With ASYNC nobody waits, and what has once been written stays DIRTY until it is evicted: each flush
-stores it again. Protecting it anew while other threads write to it lost some of their writes here (Linux 6.18, by PAGEMAP_SCAN
-and by uffd_protect alike; SYNC loses none), and nobody knows why.
+Flushing a block: 1. claimed: a write that comes now waits  2. protected  3. stored  4. RESIDENT. With ASYNC nobody waits: what is
+written meanwhile is noted as new. A block that could not be stored is DIRTY still, and is remembered.
 """
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.unistd cimport close
@@ -187,14 +185,16 @@ cdef int _flush_block(Region *r, uint64_t block, uint32_t seen, int pagemap) noe
         if r.tracking == SYNC:
             error = uffd_protect(r.uffd, at, whole, True)
         elif r.tracking == ASYNC:
-            written = seen & STATE == DIRTY or _is_written(pagemap, at, whole, False)
+            written = _is_written(pagemap, at, whole, True)
+            if seen & STATE == DIRTY:
+                written = 1
         lm_park(b"flushing")
         if error == 0:
             # (a store that reads it by a system call could not wait for what is in a file and not mapped)
             error = place_shown(r, block) if r.kind == ANONYMOUS else place_shown_again(r, block)
         if error == 0 and written:
             error = region_store(r, block, 1, <void *>at)
-        now = clean | (DIRTY if error or (written and r.tracking == ASYNC) else RESIDENT)
+        now = clean | (DIRTY if error else RESIDENT)
     if lm_load32(&r.words[block]) & AGAIN:     # a signal's handler on this very thread wrote to it
         now = clean | DIRTY
     publish(r, block, now)
