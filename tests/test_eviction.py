@@ -42,8 +42,7 @@ def test_no_increment_is_lost_in_a_minute_of_every_thread(folder, user, delivery
 def no_increment_is_lost(folder, delivery, mode, work, seconds, nthreads=3):
     """Each thread owns a counter in every page, so that every page is everybody's: what is lost is lost by eviction.
 
-    Flushing beside it protects pages that are just being written and moved: a kernel that lost some of those it moved is why `uffd_move`
-    does not believe an EEXIST.
+    Flushing beside it protects pages that are just being written and moved: `uffd_move` says which of those a kernel lost.
     """
     npages = 4 * BLOCKS
     path = file_of(folder, npages)

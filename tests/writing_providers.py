@@ -72,11 +72,15 @@ class Shelf:
     def act_meets(self, buffer, offset):
         """Writes once another process is writing too."""
         deadline = time.monotonic() + 20
-        while len({line.split()[3] for line in open(self.path + ".log") if line.startswith("write")}) < 2:
+        while len(self._writers()) < 2:
             if time.monotonic() > deadline:
                 raise TimeoutError("nobody else writes")
             time.sleep(0.002)
         return self._write(buffer, offset)
+
+    def _writers(self):
+        with open(self.path + ".log") as log:
+            return {line.split()[3] for line in log if line.startswith("write")}
 
     def act_short(self, buffer, offset):
         self._write(buffer, offset)
