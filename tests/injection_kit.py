@@ -49,6 +49,9 @@ DELIVERIES = ("inline", "threads", "mprotect")
 SOURCES = ("file", "memory", "function", "provider")
 DEADLINE = 20 * PATIENCE
 SHORT, ON = -1, True
+# The same of pages that a MOVE has moved, and says otherwise: see inject.c.
+MOVED, MOVED_FIRST, MOVED_MORE, HALF = -2, -3, -4, -5
+NAMES = {SHORT: "SHORT", MOVED: "MOVED", MOVED_FIRST: "MOVED_FIRST", MOVED_MORE: "MOVED_MORE", HALF: "HALF"}
 
 # Which errnos each call is made to fail with, SHORT: less than was asked for is done; and whether its failures may last (ON):
 # from the i-th call on, all fail.
@@ -67,6 +70,10 @@ FAILURES: dict[str, tuple[tuple[int, ...], bool]] = {
     "COPY": ((SHORT, errno.ENOMEM, errno.EAGAIN, errno.EEXIST, errno.ENOENT, errno.EFAULT, errno.EINTR, errno.ESRCH), ON),
     "ZEROPAGE": ((SHORT, errno.ENOMEM, errno.EAGAIN, errno.EEXIST), ON),
     "POISON": ((errno.EAGAIN, errno.ENOMEM), False),
+    "MOVE": ((errno.EBUSY, errno.ENOMEM, errno.EAGAIN, SHORT, MOVED, MOVED_FIRST, MOVED_MORE, HALF), ON),
+    "WRITEPROTECT": ((errno.EAGAIN, errno.ENOMEM), False),
+    "SCAN": ((errno.ENOMEM, errno.EINTR), ON),
+    "open_pagemap": ((errno.EACCES, errno.EMFILE), ON),
     "read_message": ((errno.EINTR, errno.EAGAIN), False),
     "pread": ((SHORT, errno.EIO, errno.EINTR, errno.EAGAIN, errno.ENOMEM), ON),
     "preadv2": ((SHORT, errno.EAGAIN, errno.EOPNOTSUPP, errno.EINTR, errno.EIO), ON),
@@ -419,9 +426,12 @@ class Script:
 Case = collections.namedtuple("Case", "script kind error nth on")
 
 
+def name_of(error: int) -> str:
+    return NAMES.get(error) or errno.errorcode.get(error, "none")
+
+
 def describe(case: Case) -> str:
-    name = "SHORT" if case.error == SHORT else errno.errorcode.get(case.error, "none")
-    return f"{case.script}: {case.kind} {name} at {case.nth}{' and on' if case.on else ''}"
+    return f"{case.script}: {case.kind} {name_of(case.error)} at {case.nth}{' and on' if case.on else ''}"
 
 
 class Sweep:
@@ -545,7 +555,7 @@ class Sweep:
             for nth in range(1, n + 1):
                 cases += [Case(script, kind, error, nth, False) for error in errors]
                 if on:
-                    cases += [Case(script, kind, error, nth, True) for error in errors if error != SHORT][:1]
+                    cases += [Case(script, kind, error, nth, True) for error in errors if error > 0][:1]
         return cases
 
     def scripts(self) -> tuple[str, ...]:

@@ -39,13 +39,16 @@ enum { SLOT = 1026, DATA = 1025 };  /* R_AARCH64_ of the same names */
 
 #define KINDS(X) \
     X(mmap) X(munmap) X(mprotect) X(madvise) X(mincore) X(userfaultfd) X(open_device) X(NEW) X(API) X(REGISTER) X(WAKE) X(COPY) X(ZEROPAGE) \
-    X(POISON) X(read_message) X(pread) X(preadv2) X(pwrite) X(fsync) X(fallocate) X(lseek) X(fstat) X(process_vm_readv) X(process_vm_writev) X(futex_wait) X(futex_wake) X(posix_spawn) X(memfd_create) \
+    X(POISON) X(MOVE) X(WRITEPROTECT) X(SCAN) X(open_pagemap) X(read_message) X(pread) X(preadv2) X(pwrite) X(fsync) X(fallocate) X(lseek) X(fstat) X(process_vm_readv) X(process_vm_writev) X(futex_wait) X(futex_wake) X(posix_spawn) X(memfd_create) \
     X(ftruncate) X(pidfd_open) X(pthread_create) X(fcntl) X(sigaction)
 #define NAME(n) K_##n,
 enum kind { KINDS(NAME) KIND_COUNT };
 #define TEXT(n) #n "\0"
 static const char kind_names[] = KINDS(TEXT);
-enum { SHORT = -1 };                /* instead of an errno: less than was asked for is done */
+/* Instead of an errno.  SHORT: less than was asked for is done, and the answer is as the kernel's.  What Linux 6.18 does with pages that are just
+ * being changed: MOVED, all of it is moved, and the answer is EEXIST; MOVED_FIRST, so is the first page alone; MOVED_MORE, one page more is
+ * moved than the answer (EAGAIN, and how many) says.  HALF: SHORT, and the rest is then refused (EBUSY). */
+enum { SHORT = -1, MOVED = -2, MOVED_FIRST = -3, MOVED_MORE = -4, HALF = -5 };
 
 struct injection {
     uint64_t counts[KIND_COUNT];    /* calls since armed; of all kinds */
@@ -79,6 +82,11 @@ static int fails(int kind, void *from)
         return 0;
     if (__atomic_add_fetch(&now->struck, 1, __ATOMIC_SEQ_CST) == 1)
         now->from = (uint64_t)(uintptr_t)from;
+    if (now->error == HALF) {
+        now->error = EBUSY;
+        now->nth = n + 1;
+        return SHORT;
+    }
     return now->error;
 }
 
@@ -118,6 +126,8 @@ static int our_open(const char *path, int flags, ...)
 {
     if (strcmp(path, "/dev/userfaultfd") == 0)
         MAY_FAIL(K_open_device, -1);
+    else if (strcmp(path, "/proc/self/pagemap") == 0)
+        MAY_FAIL(K_open_pagemap, -1);
     return open(path, flags, 0);
 }
 
@@ -182,10 +192,28 @@ static ssize_t our_read(int fd, void *p, size_t n)
     return read(fd, p, n);
 }
 
+struct copy { uint64_t dst, src, len, mode; int64_t done; };     /* MOVE too */
+
+/* A MOVE of which the answer says something else than what was done. */
+static int moved_otherwise(int fd, unsigned long request, struct copy *move, int how, uint64_t page)
+{
+    uint64_t whole = move->len, said = how == MOVED_MORE && whole > page ? page : 0;
+    if (how == MOVED_FIRST)
+        move->len = page;
+    else if (said)
+        move->len = 2 * page;
+    if (ioctl(fd, request, move) == 0) { /* (else it was refused, and that is the answer) */
+        errno = said ? EAGAIN : EEXIST;
+        move->done = said ? (int64_t)said : -EEXIST;
+    }
+    move->len = whole;
+    return -1;
+}
+
 static int our_ioctl(int fd, unsigned long request, ...)
 {
     struct range { uint64_t start, len, mode; int64_t done; } *range;      /* ZEROPAGE, POISON */
-    struct copy { uint64_t dst, src, len, mode; int64_t done; } *copy;
+    struct copy *copy;
     uint64_t whole, page = (uint64_t)sysconf(_SC_PAGESIZE);
     va_list rest;
     void *argument;
@@ -201,12 +229,17 @@ static int our_ioctl(int fd, unsigned long request, ...)
     case 0xc028aa03: kind = K_COPY; break;
     case 0xc020aa04: kind = K_ZEROPAGE; break;
     case 0xc020aa08: kind = K_POISON; break;
+    case 0xc028aa05: kind = K_MOVE; break;
+    case 0xc018aa06: kind = K_WRITEPROTECT; break;
+    case 0xc0606610: kind = K_SCAN; break;
     default: return ioctl(fd, request, argument);
     }
     e = fails(kind, HERE);
     range = argument;
     copy = argument;
-    if (e == SHORT && kind == K_COPY && copy->len > page) {                /* one page, and an answer as the kernel's */
+    if (e < SHORT && kind == K_MOVE)
+        return moved_otherwise(fd, request, copy, e, page);
+    if (e == SHORT && (kind == K_COPY || kind == K_MOVE) && copy->len > page) {              /* one page, and an answer as the kernel's */
         whole = copy->len;
         copy->len = page;
         e = ioctl(fd, request, argument) ? errno : EAGAIN;
@@ -217,7 +250,7 @@ static int our_ioctl(int fd, unsigned long request, ...)
         e = ioctl(fd, request, argument) ? errno : EAGAIN;
         range->len = whole;
     } else if (e > 0) {
-        if (kind == K_COPY)
+        if (kind == K_COPY || kind == K_MOVE)
             copy->done = -e;
         else if (kind == K_ZEROPAGE || kind == K_POISON)
             range->done = -e;
