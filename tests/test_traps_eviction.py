@@ -181,6 +181,39 @@ def locked_arrays_hold_their_memory(delivery):
     lm.close(a)
 
 
+@pytest.mark.parametrize("poisons", [True, False])
+@each_way
+@needs_root
+def test_trap_28_all_memory_is_locked_while_blocks_wait(folder, delivery, way, poisons):
+    library("inject.c")
+    run(all_is_locked_while_blocks_wait, str(folder), delivery, poisons, way=way)
+
+
+def all_is_locked_while_blocks_wait(folder, delivery, poisons):
+    """Where they wait is locked too, and asked for: it can be emptied, and nothing old is taken for what comes there."""
+    path = file_of(folder, 2 * BLOCKS)
+    a = lm.memmap(path, "i8", "r+", delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST, timeout=10)
+    expected = np.arange(a.size)
+    dice = np.random.default_rng(3)
+    if not poisons:     # a kernel before 6.6
+        Injector().arm("POISON", errno.EINVAL, 1, True)
+    for turn in range(4):
+        if turn == 1:
+            must(libc().mlockall(MCL_CURRENT))
+        before = lm.stats(a)
+        for at in dice.integers(0, a.size, 300):
+            assert a[at] == expected[at]
+            a[at] = expected[at] = -turn
+        after = lm.stats(a)
+        assert after.rescued - before.rescued > 10
+        assert after.evicted - before.evicted > 100
+        assert after.held_nbytes <= LEAST
+    assert np.array_equal(a, expected)
+    assert lm.evict(a) == 0
+    lm.close(a)
+    assert np.array_equal(np.fromfile(path, "i8"), expected)
+
+
 @pytest.mark.parametrize("hand", HANDS)
 @each_way
 @needs_root

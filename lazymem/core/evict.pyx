@@ -21,19 +21,17 @@ from lazymem.core.frames cimport *
 from lazymem.core.limit cimport memory_budget, memory_force, memory_give, memory_take, memory_used
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
-from lazymem.core.place cimport place_empty, place_empty_range, place_woken
+from lazymem.core.place cimport pages_drop, place_empty, place_empty_range, place_woken
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.standin cimport publish
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport Thread, thread_self
-from lazymem.core.uffd cimport ASLEEP, PLAINLY, PROTECTED, page_is_absent, page_nbytes, uffd_copy, uffd_move, uffd_protect
+from lazymem.core.uffd cimport (
+    ASLEEP, PLAINLY, PROTECTED, CopyCounts, page_is_absent, page_nbytes, uffd_copy, uffd_move, uffd_protect,
+)
 from lazymem.core.writes cimport region_store, wait_while_busy, written_since
 
-
-cdef extern from "native.h" nogil:
-    int madvise(void *, size_t, int)
-    int MADV_DONTNEED
 
 cdef enum:
     BLOCKS_MOST = 512          # of a unit
@@ -124,13 +122,16 @@ cdef int _out_by_move(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes, bi
             touched[0] = True
             if uffd_move(r.uffd, at, slot, moved, PLAINLY, &back) or back != moved:
                 uffd_copy(r.uffd, at + back, slot + back, moved - back, PLAINLY, &r.counters.copy)
-                madvise(<void *>slot, nbytes, MADV_DONTNEED)
+                pages_drop(slot, nbytes)
+        if error == -EEXIST:        # somebody has touched the slot (threads.pyx): another time, then
+            pages_drop(slot, nbytes)
     return error
 
 
 cdef int _out_by_copy(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes) noexcept nogil:
     """Return: 0; -errno: all of it is in the region still."""
     cdef uint64_t done = 0
+    cdef CopyCounts counts
     cdef Thread *me = thread_self()
     cdef int error = 0
     while done < nbytes:
@@ -143,11 +144,15 @@ cdef int _out_by_copy(Region *r, uint64_t slot, uint64_t at, uint64_t nbytes) no
     if r.tracking == SYNC:
         error = uffd_protect(r.uffd, at, nbytes, True)
     if error == 0:
-        error = uffd_copy(r.uffd, slot, at, nbytes, ASLEEP, &r.counters.copy)
+        counts.eexist = counts.eagain = 0
+        error = uffd_copy(r.uffd, slot, at, nbytes, ASLEEP, &counts)
+        lm_count(&r.counters.copy.eagain, counts.eagain)
+        if error == 0 and counts.eexist:    # somebody has touched the slot, which keeps what it holds
+            error = -EEXIST
     if error == 0:
         error = place_empty_range(r, at - r.base, nbytes)
     if error:   # (what was clean must stay protected; of what is dirty the next write is a fault again, which lets it through)
-        madvise(<void *>slot, nbytes, MADV_DONTNEED)
+        pages_drop(slot, nbytes)
     return error
 
 
@@ -253,7 +258,7 @@ cdef bint moved_in(Region *r, uint64_t at, uint64_t src, uint64_t nbytes, int mo
     lm_count(&r.counters.refused, 1)
     error = uffd_copy(r.uffd, r.base + at + moved, src + moved, nbytes - moved, mode, &r.counters.copy)
     if error == 0:
-        madvise(<void *>src, nbytes, MADV_DONTNEED)
+        pages_drop(src, nbytes)
     return error == 0
 
 
@@ -285,7 +290,7 @@ cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept
         error = uffd_copy(r.uffd, r.base + first * r.block_nbytes, slot, nbytes,
                           PROTECTED if clean and r.tracking != UNTRACKED else PLAINLY, &r.counters.copy)
         if error == 0:
-            madvise(<void *>slot, nbytes, MADV_DONTNEED)
+            pages_drop(slot, nbytes)
     if error == 0:
         lm_count(&r.counters.rescued, 1)
         lm_sub32(&c.waiting, 1)
@@ -412,7 +417,7 @@ cdef uint64_t _give_way(Region *r, uint64_t nbytes, bint *busy) noexcept nogil:
             i = _recycle(r, kind, 1, busy)
         if i == 0:
             break
-        madvise(<void *>frame_slot(&r.clocks[kind], i), r.clocks[kind].nbytes, MADV_DONTNEED)
+        pages_drop(frame_slot(&r.clocks[kind], i), r.clocks[kind].nbytes)
         frame_back(r, kind, i)
         given += r.clocks[kind].nbytes
     return given
@@ -515,7 +520,7 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
                 frame[0] = i
                 holds[0] = _frame_nbytes(r, c, c.frames[i].block) == c.nbytes
                 if not holds[0]:        # a short last block lay in it: a fetch of more would touch what is absent
-                    madvise(<void *>frame_slot(c, i), c.nbytes, MADV_DONTNEED)
+                    pages_drop(frame_slot(c, i), c.nbytes)
                 return 0
         if _give_way(r, c.nbytes, &busy):                                 # 3.
             continue
@@ -575,7 +580,7 @@ cdef uint64_t evict_blocks(Region *r, uint64_t first, uint64_t last) noexcept no
                     _publish_frame(r, c, block, in_frame(was, i, <uint32_t>kind))
                 else:
                     _take_slot(r, c, i)
-                    madvise(<void *>frame_slot(c, i), c.nbytes, MADV_DONTNEED)
+                    pages_drop(frame_slot(c, i), c.nbytes)
                     frame_back(r, kind, i)
                     continue
             for k in range(c.blocks):

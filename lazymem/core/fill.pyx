@@ -26,7 +26,8 @@ from lazymem.core.frames cimport *
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
 from lazymem.core.place cimport (
-    place_bytes, place_empty_range, place_holds, place_shown, place_shown_again, place_unwritten, place_woken, place_zeros,
+    pages_drop, place_bytes, place_empty_range, place_holds, place_shown, place_shown_again, place_unwritten, place_woken,
+    place_zeros,
 )
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
@@ -39,8 +40,7 @@ from lazymem.core.writes cimport all_written, block_written
 
 
 cdef extern from "native.h" nogil:
-    int madvise(void *, size_t, int)
-    int INT_MAX, MADV_DONTNEED
+    int INT_MAX
 
 cdef uint64_t RETRY_PAUSE_NS = 1000000
 # Of a wait for another thread's fill, which says a little after its deadline how it ended. Threads that take the block one
@@ -172,7 +172,7 @@ cdef int _fill_in_slot(Region *r, uint64_t block, uint64_t slot, bint protected)
                 return 0
         else:
             error = place_bytes(r, at, slot, whole, protected)
-    madvise(<void *>slot, r.block_nbytes, MADV_DONTNEED)
+    pages_drop(slot, r.block_nbytes)
     return error
 
 
@@ -262,7 +262,7 @@ cdef int _fill_frame(Region *r, uint64_t block, bint protected, bint zeros, uint
         error = _fill_in_slot(r, block, frame_slot(&r.clocks[SMALL], frame[0]), protected)
     else:
         if holds:
-            madvise(<void *>frame_slot(&r.clocks[SMALL], frame[0]), r.block_nbytes, MADV_DONTNEED)
+            pages_drop(frame_slot(&r.clocks[SMALL], frame[0]), r.block_nbytes)
         if zeros:
             error = _fill_zeros(r, block, protected)
         else:
@@ -398,7 +398,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
             pool_give(<void *>dst, c.nbytes)
         if error:
             if holds:
-                madvise(<void *>dst, c.nbytes, MADV_DONTNEED)
+                pages_drop(dst, c.nbytes)
             frame_back(r, UNITS, frame)
     if error:
         for k in range(done):

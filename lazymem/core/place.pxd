@@ -12,4 +12,5 @@ cdef int place_empty(Region *r, uint64_t block) noexcept nogil
 cdef bint place_holds(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil
 cdef const char *place_seen(Region *r, uint64_t at, char *copied) noexcept nogil
 cdef void place_woken(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil
+cdef int pages_drop(uint64_t addr, uint64_t nbytes) noexcept nogil
 cdef int place_empty_range(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil

@@ -110,16 +110,22 @@ cdef int place_empty(Region *r, uint64_t block) noexcept nogil:
     return place_empty_range(r, block * r.block_nbytes, whole_pages(region_block_nbytes(r, block)))
 
 
-cdef int place_empty_range(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
-    """`place_empty` of several blocks; only with a userfaultfd. Units: `at`, bytes of the region. GIL: never. Blocks: no."""
-    cdef void *memory = <void *>(r.base + at)
-    if r.kind != ANONYMOUS:
-        return shared_drop(&r.exposure, at, nbytes)
+cdef int pages_drop(uint64_t addr, uint64_t nbytes) noexcept nogil:
+    """Give private pages back to the kernel, also where somebody has locked all memory (mlockall): what stayed in a slot would
+    be taken for what is copied there next. Units: page aligned. Return: 0 / -errno. GIL: never. Blocks: no."""
+    cdef void *memory = <void *>addr
     if madvise(memory, nbytes, MADV_DONTNEED) and madvise(memory, nbytes, MADV_DONTNEED_LOCKED):
         munlock(memory, nbytes)  # before Linux 5.18
         if madvise(memory, nbytes, MADV_DONTNEED):
             return -errno
     return 0
+
+
+cdef int place_empty_range(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
+    """`place_empty` of several blocks; only with a userfaultfd. Units: `at`, bytes of the region. GIL: never. Blocks: no."""
+    if r.kind != ANONYMOUS:
+        return shared_drop(&r.exposure, at, nbytes)
+    return pages_drop(r.base + at, nbytes)
 
 
 cdef bint place_holds(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:

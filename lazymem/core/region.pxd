@@ -134,6 +134,7 @@ cdef Region *region_create(Source source, uint64_t nbytes, const Terms *terms, U
 cdef bint region_slots(Region *r, Clock *c) noexcept nogil
 cdef bint lies_in_file(Region *r) noexcept nogil
 cdef Region *region_enter(uint64_t addr) noexcept nogil
+cdef bint regions_slot(uint64_t addr) noexcept nogil
 cdef void region_leave(Region *r) noexcept nogil
 cdef Region *region_numbered(uint64_t id) noexcept nogil
 cdef Region *region_at(uint64_t addr) noexcept nogil

@@ -213,6 +213,27 @@ cdef Region *region_enter_above(uint64_t addr) noexcept nogil:
         lm_sub32(&r.users, 1)
 
 
+cdef bint regions_slot(uint64_t addr) noexcept nogil:
+    """Is it in a slot, where evicted blocks wait? GIL: never. Blocks: no. Thread: any."""
+    cdef Region *r
+    cdef Clock *c
+    cdef uint64_t at = 0, slots
+    cdef bint found = False
+    cdef int kind
+    while not found:
+        r = region_enter_above(at)
+        if r == NULL:
+            return False
+        at = r.base
+        for kind in range(KINDS):
+            c = &r.clocks[kind]
+            slots = lm_load64(&c.slots)
+            if slots and slots <= addr < slots + c.most * c.nbytes:
+                found = True
+        region_leave(r)
+    return True
+
+
 cdef void region_leave(Region *r) noexcept nogil:
     """GIL: never. Blocks: no."""
     lm_sub32(&r.users, 1)

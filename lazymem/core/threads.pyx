@@ -19,11 +19,12 @@ from libc.string cimport strlen
 from lazymem.core.abi cimport *
 from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_touch, wake_block
 from lazymem.core.native cimport *
-from lazymem.core.region cimport LIVE, Region, region_enter, region_leave, regions_severed, regions_wake
+from lazymem.core.region cimport LIVE, Region, region_enter, region_leave, regions_severed, regions_slot, regions_wake
 from lazymem.core.stop cimport loud_stop
 from lazymem.core.thread cimport Thread, thread_find, thread_self
 from lazymem.core.uffd cimport (
     Uffd, page_nbytes, uffd_forget, uffd_guard, uffd_is_guarded, uffd_make_sure, uffd_open, uffd_poison, uffd_read, uffd_wake,
+    uffd_zero,
 )
 
 
@@ -164,6 +165,9 @@ cdef void *_handler(void *unused) noexcept nogil:
         page = message.address & ~(page_nbytes() - 1)
         r = region_enter(message.address)                                # 2. whose
         if r == NULL:
+            # (mlockall, a debugger: not to be asked for ever. Who evicts a block into the slot clears it)
+            if regions_slot(page) and uffd_poison(&_uffd, page, page_nbytes()):
+                uffd_zero(&_uffd, page, page_nbytes())
             uffd_wake(&_uffd, page, page_nbytes())
             continue
         enters = False
