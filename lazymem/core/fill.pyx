@@ -421,6 +421,23 @@ cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil:
     return not r.writable and _fill_unit(r, first, ~<uint64_t>0, lm_gettid())
 
 
+cdef uint64_t region_stream(Region *r, uint64_t addr) noexcept nogil:
+    """Does a touch that has been answered belong to a stream that comes to units nobody has fetched? GIL: never. Blocks: no.
+
+    Return: the first block of the next unit, for `region_need_unit`; 0: no.
+    """
+    cdef uint64_t n = r.clocks[UNITS].blocks, block, after
+    if not r.units or r.writable:
+        return 0
+    block = (addr - r.base) // r.block_nbytes
+    if block % n or lm_load32(&r.words[block]) >> UNIT_SHIFT == 0:
+        return 0
+    after = block + n
+    if (after + n) * r.block_nbytes > r.nbytes or lm_load32(&r.words[after]) != MISSING:
+        return 0
+    return after
+
+
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil:
     """Threads that sleep in the kernel for a block whose fetch failed must come and be told: wake them, once it is decided
     what becomes of the touch that asked (a stand-in, poison). Woken before, that touch itself would ask a second time, and the

@@ -17,7 +17,8 @@ from libc.stdlib cimport abort
 from libc.string cimport strlen
 
 from lazymem.core.abi cimport *
-from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_touch, wake_block
+from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_need_unit, region_stream, region_touch, wake_block
+from lazymem.core.frames cimport UNITS
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region, region_enter, region_leave, regions_severed, regions_slot, regions_wake
 from lazymem.core.stop cimport loud_stop
@@ -39,6 +40,7 @@ cdef enum:
     LEADING = 2           # the one that does
     ENTERED_MAX = 16
     LIMIT = 80            # more than ENTERED_MAX * CHAIN_MAX and a reader
+    AHEAD = 3             # units, of 16 at least that an array's budget has room for
     ASKED_MAX = 64        # threads that a user may ask for
 
 cdef Uffd _uffd
@@ -137,6 +139,18 @@ cdef int _access(const uffd_msg *message) noexcept nogil:
     return WRITES if message.flags & UFFD_PAGEFAULT_FLAG_WRITE else READS
 
 
+cdef void _read_ahead(Region *r, uint64_t addr) noexcept nogil:
+    """The toucher has its unit and goes on: the next ones of a stream are fetched meanwhile, so that not each of them wakes us and it."""
+    cdef uint64_t first = region_stream(r, addr)
+    cdef uint32_t n = 0
+    if first == 0:
+        return
+    _hand_on()
+    while n < AHEAD and lm_load32(&r.status) == LIVE and region_need_unit(r, first):
+        n += 1
+        first += r.clocks[UNITS].blocks
+
+
 cdef void *_handler(void *unused) noexcept nogil:
     """The life of a handler thread. GIL: never. Blocks: for ever, between faults."""
     cdef uffd_msg message
@@ -193,6 +207,8 @@ cdef void *_handler(void *unused) noexcept nogil:
             uffd_wake(&_uffd, page, page_nbytes())
         elif outcome < 0:
             _refuse(r, message.address, message.ptid, -outcome)
+        elif outcome == 0:
+            _read_ahead(r, message.address)
         region_leave(r)
     return NULL
 
