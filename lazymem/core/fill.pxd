@@ -19,4 +19,4 @@ cdef bint region_is_zero(Region *r, uint64_t block) noexcept nogil
 cdef bint sources_nest() noexcept nogil
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil
 cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil
-cdef uint64_t region_stream(Region *r, uint64_t addr) noexcept nogil
+cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept nogil, bint (*wanted)() noexcept nogil) noexcept nogil

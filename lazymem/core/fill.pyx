@@ -285,6 +285,8 @@ cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nog
     cdef bint written = write and r.tracking == SYNC
     cdef bint zeros = not _is_scratched(r, block) and region_is_zero(r, block), unwritten = zeros and _fill_unwritten(r, block)
     cdef int error = 0
+    if r.units:
+        _pages_come(r, block)
     if unwritten:
         pass
     elif is_resident(was):
@@ -335,6 +337,27 @@ cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nog
 
 cdef enum:
     HUGE_NBYTES = 2097152
+    STAY_NS = 300000
+    AHEAD = 3             # units, of the 16 at least that an array's budget has room for
+
+cdef void _pages_come(Region *r, uint64_t block) noexcept nogil:
+    """Small pages are put where a unit could lie. Thread: the claimer of a block there."""
+    cdef uint32_t *paged = &r.paged[block // r.clocks[UNITS].blocks]
+    if lm_load32(paged) == 0:
+        lm_store32(paged, 1)
+
+
+cdef int _page_table_goes(Region *r, uint64_t first) noexcept nogil:
+    """The page table of small pages that lay where a unit is to lie would split its huge page. Return: 0 / -errno. GIL: never. Blocks: no.
+    Thread: the claimer of all its blocks. (Done always, it would interrupt every other core for each unit of a stream.)"""
+    cdef uint32_t *paged = &r.paged[first // r.clocks[UNITS].blocks]
+    cdef int error = 0
+    if lm_load32(paged):
+        error = place_empty_range(r, first * r.block_nbytes, r.clocks[UNITS].nbytes)
+        if error == 0:
+            lm_store32(paged, 0)
+    return error
+
 
 cdef bint _stream_comes(Region *r, uint64_t block, uint64_t *first) noexcept nogil:
     """Is a touch of `block` one of a stream, at the edge of a unit that is missing whole? `first`: the unit's first block."""
@@ -377,6 +400,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
     if done < n:
         error = -EBUSY
     elif not r.writable and r.source.is_zero != NULL and r.source.is_zero(r.source.ctx, first * r.block_nbytes, c.nbytes):
+        _pages_come(r, first)
         error = place_zeros(r, first * r.block_nbytes, c.nbytes)
         if error == 0:
             lm_count(&r.counters.blocks, n)
@@ -392,7 +416,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
         error = _fetch(r, first * r.block_nbytes, c.nbytes, <void *>dst) if dst else -ENOMEM
         lm_park(b"fetched")
         if error == 0:
-            place_empty_range(r, first * r.block_nbytes, c.nbytes)  # a page table would split the huge page
+            _page_table_goes(r, first)
             error = 0 if moved_in(r, first * r.block_nbytes, dst, c.nbytes, ASLEEP) else -ENOMEM
         if not holds and dst:
             pool_give(<void *>dst, c.nbytes)
@@ -421,21 +445,57 @@ cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil:
     return not r.writable and _fill_unit(r, first, ~<uint64_t>0, lm_gettid())
 
 
-cdef uint64_t region_stream(Region *r, uint64_t addr) noexcept nogil:
-    """Does a touch that has been answered belong to a stream that comes to units nobody has fetched? GIL: never. Blocks: no.
+cdef void _stay_awake(Region *r, uint64_t block, bint (*wanted)() noexcept nogil) noexcept nogil:
+    """Nothing runs on the toucher's core while it waits for a unit, and a core that has gone to sleep for that long takes half as long as the
+    fetch to wake (80 us here, in a virtual machine; 10 while it is awake). Blocks: until the unit is there, `wanted` says yes, or for STAY_NS."""
+    cdef uint64_t until_ns = lm_now_ns() + STAY_NS
+    cdef int i
+    while lm_now_ns() < until_ns and lm_load32(&r.words[block]) & STATE == FILLING and lm_load32(&r.status) == LIVE and not wanted():
+        for i in range(64):
+            lm_pause()
 
-    Return: the first block of the next unit, for `region_need_unit`; 0: no.
+
+cdef bint _all_resident(Region *r, uint64_t first, uint64_t last) noexcept nogil:
+    while first < last and is_resident(lm_load32(&r.words[first])):
+        first += 1
+    return first == last
+
+
+cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept nogil, bint (*wanted)() noexcept nogil) noexcept nogil:
+    """After a touch that came to a unit, or has gone through a quarter of one: fetch what follows, so that not each piece of it wakes
+    a thread, and it the toucher.
+
+    While a unit is read ahead its touch, which waits for it, has this go on from there: the stream is as fast as we are. `begin`: called
+    before anything is fetched. `wanted`: is there anything else to do?
+    GIL: never. Blocks: on the source; as long as the stream goes on. Thread: one that has entered the region.
     """
-    cdef uint64_t n = r.clocks[UNITS].blocks, block, after
+    cdef uint64_t n = r.clocks[UNITS].blocks, block, first
+    cdef uint32_t seen
     if not r.units or r.writable:
-        return 0
+        return
     block = (addr - r.base) // r.block_nbytes
-    if block % n or lm_load32(&r.words[block]) >> UNIT_SHIFT == 0:
-        return 0
-    after = block + n
-    if (after + n) * r.block_nbytes > r.nbytes or lm_load32(&r.words[after]) != MISSING:
-        return 0
-    return after
+    first = block // n * n + n
+    seen = lm_load32(&r.words[block])
+    if block % n == n // 4 - 1 and _all_resident(r, first - n, block + 1):
+        begin()
+        while block + 1 < first and (block + 1) * r.block_nbytes < r.nbytes and region_need(r, block + 1) == 0:
+            block += 1
+        if block + 1 < first:
+            return
+        lm_store64(&r.touched, first - n)
+    elif block % n or not (seen & STATE == FILLING or seen >> UNIT_SHIFT == UNITS):
+        return
+    else:
+        lm_store64(&r.touched, block)
+        if seen & STATE == FILLING:
+            _stay_awake(r, block, wanted)
+            return
+        if (first + n) * r.block_nbytes > r.nbytes or lm_load32(&r.words[first]) != MISSING:
+            return
+        begin()
+    while (first - lm_load64(&r.touched) <= AHEAD * n and (first + n) * r.block_nbytes <= r.nbytes and
+           lm_load32(&r.status) == LIVE and region_need_unit(r, first)):
+        first += n
 
 
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil:

@@ -118,6 +118,8 @@ ctypedef struct Region:
     uint64_t most_nbytes # what its frames were made for
     uint64_t floor_nbytes   # nobody else takes memory from it below this
     Clock clocks[KINDS]
+    uint32_t *paged      # a word a unit: small pages lay in it, whose page table would split a huge page that is moved there
+    uint64_t touched     # first block of the unit that was touched last while it was fetched, or for which it was
     int filling
     int tracking
     bint moves           # pages may be moved: private memory that is mapped writable, and a kernel that can

@@ -43,7 +43,7 @@ cdef extern from "native.h" nogil:
     int munlock(const void *, size_t)
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED, MAP_FIXED_NOREPLACE
-    int MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED
+    int MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE
     void *MAP_FAILED
 
 cdef extern from *:
@@ -301,6 +301,9 @@ cdef int _map_region(Region *r) noexcept nogil:
         return error
     if r.kind == ANONYMOUS:
         error = -errno if madvise(<void *>r.base, r.map_nbytes, MADV_DONTFORK) else 0
+        if r.units and not r.writable:
+            # A touch then leaves no page table where a huge page is to go. (One that is to be written would first clear a huge page.)
+            madvise(<void *>r.base, r.map_nbytes, MADV_HUGEPAGE)
     else:
         error = shared_open(&r.exposure, r.base, r.map_nbytes, r.block_nbytes, r.nblocks, r.words, r.kind == CONTINUED)
     if error == 0:
@@ -355,7 +358,7 @@ cdef bint region_slots(Region *r, Clock *c) noexcept nogil:
 
 
 cdef void _make_clocks(Region *r) noexcept nogil:
-    """The frames lie behind the table, in the same mapping."""
+    """The frames lie behind the table, in the same mapping, and behind them what is known of units."""
     cdef uint64_t at = r.nblocks * sizeof(uint32_t) + 16 & ~<uint64_t>15
     cdef Frame *frames = <Frame *>(<uint64_t>r.words + at)
     cdef uint32_t most = clock_most(r.nblocks, 1, r.block_nbytes, r.most_nbytes)
@@ -363,13 +366,16 @@ cdef void _make_clocks(Region *r) noexcept nogil:
     frames += most + 1
     most = clock_most(r.nblocks, ALIGN_NBYTES // r.block_nbytes, ALIGN_NBYTES, r.most_nbytes) if r.units else 0
     clock_make(&r.clocks[UNITS], frames, ALIGN_NBYTES, ALIGN_NBYTES // r.block_nbytes, most)
+    r.paged = <uint32_t *>(frames + most + 1)
 
 
 cdef uint64_t _table_nbytes(Region *r) noexcept nogil:
     cdef uint64_t frames = clock_most(r.nblocks, 1, r.block_nbytes, r.most_nbytes) + 1
+    cdef uint64_t units = 0
     if r.units:
         frames += clock_most(r.nblocks, ALIGN_NBYTES // r.block_nbytes, ALIGN_NBYTES, r.most_nbytes)
-    return r.nblocks * sizeof(uint32_t) + 16 + (frames + 1) * sizeof(Frame)
+        units = r.map_nbytes // ALIGN_NBYTES + 1
+    return (r.nblocks + units) * sizeof(uint32_t) + 16 + (frames + 1) * sizeof(Frame)
 
 
 cdef void _free_slots(Region *r) noexcept nogil:

@@ -17,15 +17,14 @@ from libc.stdlib cimport abort
 from libc.string cimport strlen
 
 from lazymem.core.abi cimport *
-from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_need_unit, region_stream, region_touch, wake_block
-from lazymem.core.frames cimport UNITS
+from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_read_ahead, region_touch, wake_block
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region, region_enter, region_leave, regions_severed, regions_slot, regions_wake
 from lazymem.core.stop cimport loud_stop
 from lazymem.core.thread cimport Thread, thread_find, thread_self
 from lazymem.core.uffd cimport (
-    Uffd, page_nbytes, uffd_forget, uffd_guard, uffd_is_guarded, uffd_make_sure, uffd_open, uffd_poison, uffd_read, uffd_wake,
-    uffd_zero,
+    Uffd, page_nbytes, uffd_asks, uffd_forget, uffd_guard, uffd_is_guarded, uffd_make_sure, uffd_open, uffd_poison, uffd_read,
+    uffd_wake, uffd_zero,
 )
 
 
@@ -40,7 +39,6 @@ cdef enum:
     LEADING = 2           # the one that does
     ENTERED_MAX = 16
     LIMIT = 80            # more than ENTERED_MAX * CHAIN_MAX and a reader
-    AHEAD = 3             # units, of 16 at least that an array's budget has room for
     ASKED_MAX = 64        # threads that a user may ask for
 
 cdef Uffd _uffd
@@ -87,6 +85,11 @@ cdef void _hand_on() noexcept nogil:
         _somebody_can_read()
         me.handler = FOLLOWING
         _give_baton()
+
+
+cdef bint _wanted() noexcept nogil:
+    """Is it this handler that others' faults wait for? Thread: a handler."""
+    return thread_self().handler == LEADING and uffd_asks(&_uffd)
 
 
 cdef bint _may_enter(uint32_t toucher, bint *foreign) noexcept nogil:
@@ -137,18 +140,6 @@ cdef int _access(const uffd_msg *message) noexcept nogil:
     if message.flags & UFFD_PAGEFAULT_FLAG_WP:
         return PROTECTS
     return WRITES if message.flags & UFFD_PAGEFAULT_FLAG_WRITE else READS
-
-
-cdef void _read_ahead(Region *r, uint64_t addr) noexcept nogil:
-    """The toucher has its unit and goes on: the next ones of a stream are fetched meanwhile, so that not each of them wakes us and it."""
-    cdef uint64_t first = region_stream(r, addr)
-    cdef uint32_t n = 0
-    if first == 0:
-        return
-    _hand_on()
-    while n < AHEAD and lm_load32(&r.status) == LIVE and region_need_unit(r, first):
-        n += 1
-        first += r.clocks[UNITS].blocks
 
 
 cdef void *_handler(void *unused) noexcept nogil:
@@ -207,8 +198,8 @@ cdef void *_handler(void *unused) noexcept nogil:
             uffd_wake(&_uffd, page, page_nbytes())
         elif outcome < 0:
             _refuse(r, message.address, message.ptid, -outcome)
-        elif outcome == 0:
-            _read_ahead(r, message.address)
+        else:
+            region_read_ahead(r, message.address, _hand_on, _wanted)
         region_leave(r)
     return NULL
 

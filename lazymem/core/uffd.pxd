@@ -54,6 +54,7 @@ cdef int uffd_protect(Uffd *uffd, uint64_t addr, uint64_t nbytes, bint protect) 
 cdef int uffd_continue(Uffd *uffd, uint64_t addr, uint64_t nbytes, uint64_t mode) noexcept nogil
 cdef int pages_written(int pagemap, uint64_t addr, uint64_t nbytes, bint protect, uint64_t *found, uint64_t *end) noexcept nogil
 cdef int uffd_poison(Uffd *uffd, uint64_t addr, uint64_t nbytes) noexcept nogil
+cdef bint uffd_asks(Uffd *uffd) noexcept nogil
 cdef int uffd_read(Uffd *uffd, uffd_msg *message) noexcept nogil
 cdef bint page_is_absent(uint64_t addr) noexcept nogil
 cdef uint64_t page_nbytes() noexcept nogil

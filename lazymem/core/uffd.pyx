@@ -14,6 +14,14 @@ from lazymem.core.abi cimport *
 from lazymem.core.native cimport *
 
 
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *, unsigned long, int)
+    short POLLIN
+
 cdef extern from "guardian.h" nogil:
     bint lm_file_is(int fd, uint64_t device, uint64_t inode)
     int lm_start_guardian(lm_guardian *g, int fd)
@@ -606,6 +614,15 @@ cdef int uffd_read(Uffd *uffd, uffd_msg *message) noexcept nogil:
     if n < 0 and errno not in (EAGAIN, EINTR):
         return -errno
     return 0 if n < 0 else -EBADF
+
+
+cdef bint uffd_asks(Uffd *uffd) noexcept nogil:
+    """Is there a message to be read? GIL: never. Blocks: no."""
+    cdef pollfd asked
+    asked.fd = uffd.fd
+    asked.events = POLLIN
+    asked.revents = 0
+    return poll(&asked, 1, 0) == 1 and asked.revents & POLLIN != 0
 
 
 def probe():
