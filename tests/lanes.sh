@@ -4,7 +4,7 @@
 #   tests/lanes.sh [debug] [sanitize]      both if none is named; PYTHON=... the interpreter, with the test extra installed
 #
 # Each lane is a build of its own in a folder of its own, beside the usual one.
-#   debug     LAZYMEM_DEBUG=1: points where threads can be held up; test_races.py
+#   debug     LAZYMEM_DEBUG=1: points where threads can be held up; test_races*.py
 #   sanitize  LAZYMEM_SANITIZE=address,undefined, with gcc's libraries preloaded; the core's tests. LANE_TESTS names others.
 set -euo pipefail
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -25,7 +25,7 @@ build() { # a copy of the working tree, generated C and all, built in place with
 
 debug() {
   LAZYMEM_DEBUG=1 LAZYMEM_DEVELOPER=1 build debug
-  PYTHONPATH="$place/debug" "$python" -P -m pytest -q tests/test_races.py
+  PYTHONPATH="$place/debug" "$python" -P -m pytest -q tests/test_races*.py
 }
 
 sanitize() {

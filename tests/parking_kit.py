@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,31 @@ class Spot:
 def passed(point: str) -> int:
     """How often a point was come by in this process."""
     return int(_lot().parking_passed(point.encode()))
+
+
+class Async:
+    """A call on a Python thread: its value, or what it raised."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], Any]) -> None:
+        try:
+            self.value = call()
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def end(self, seconds: float = 15) -> Async:
+        self._thread.join(seconds * PATIENCE)
+        assert self.done, "it does not end"
+        return self
 
 
 class Touch:

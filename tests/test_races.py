@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from native_kit import PAGE, address_of, counted, drop, in_child, pest
-from parking_kit import Handled, Spot, Touch, needs_debug_build, passed, ready
+from parking_kit import Async, Handled, Spot, Touch, needs_debug_build, passed, ready
 from support import needs_compiler, settled, wait_until
 
 import lazymem as lm
@@ -33,26 +33,6 @@ def array(delivery, **options):
 def run(function, *args):
     ready()
     in_child(function, *args, timeout=60)
-
-
-class Async:
-    """A call on a Python thread: its value, or what it raised."""
-
-    def __init__(self, call):
-        self.value = self.error = None
-        self._thread = threading.Thread(target=self._run, args=(call,))
-        self._thread.start()
-
-    def _run(self, call):
-        try:
-            self.value = call()
-        except BaseException as error:
-            self.error = error
-
-    def end(self, seconds=15):
-        self._thread.join(seconds)
-        assert not self._thread.is_alive(), "it does not end"
-        return self
 
 
 def all_right(a, kit=None, calls=None):
