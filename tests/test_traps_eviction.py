@@ -103,6 +103,60 @@ def direct_reads_into_it(folder, delivery, pinned, rounds=60):
     os.close(file)
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+@each_way
+def test_trap_23_io_uring_holds_a_buffer_for_long(folder, user, delivery, way, pinned):
+    if not pinned and way == "no-move":
+        pytest.skip("without MOVE nobody says that the kernel holds a page: lm.pin is for that")
+    library("uring.c")
+    said = run(a_buffer_held_for_long, str(folder), delivery, pinned, way=way, user=user)
+    if said:
+        pytest.skip(f"no io_uring here: {said.strip()}")
+
+
+def a_buffer_held_for_long(folder, delivery, pinned, rounds=60):
+    source = Path(folder, "source")
+    values = np.random.default_rng(2).integers(0, 1 << 62, rounds * SOME // 8)
+    values.tofile(source)
+    file = os.open(source, os.O_RDONLY)
+    path = file_of(folder, 4 * BLOCKS)
+    a = lm.memmap(path, "i8", "r+", delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST)
+    expected, at = np.arange(a.size), 8 * PAGE
+    held = a[elements(at)]
+    uring = ctypes.CDLL(str(library("uring.c")))
+    uring.uring_open.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    uring.uring_read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int64]
+    held[:] = -1
+    pin = lm.pin(held, write=True)
+    error = uring.uring_open(address_of(held), SOME)
+    if error in (-errno.ENOSYS, -errno.EPERM, -errno.EACCES):
+        print(os.strerror(-error))
+        pin.release()
+        return
+    assert error == 0, os.strerror(-error)
+    if not pinned:
+        pin.release()       # the kernel holds it by itself
+    with over_and_over(lambda: lm.evict(a), lambda: int(a[::WORDS].sum())):
+        for i in range(rounds):
+            assert uring.uring_read(file, address_of(held), SOME, i * SOME) == SOME
+            assert np.array_equal(held, values[i * SOME // 8 : (i + 1) * SOME // 8])
+    stats = lm.stats(a)
+    assert lm.evict(a) == SOME // PAGE
+    assert stats.evicted > rounds
+    assert stats.pinned_skips > SOME // PAGE
+    assert pinned or stats.refused > SOME // PAGE, "MOVE has said no"
+    expected[elements(at)] = held
+    uring.uring_close()
+    if pinned:
+        pin.release()
+    assert np.array_equal(a, expected)
+    del held
+    lm.close(a)
+    assert np.array_equal(np.fromfile(path, "i8"), expected)
+    os.close(file)
+
+
 def test_trap_24_pinned_for_writing_is_written_until_it_is_released(folder, delivery):
     run(pinned_for_writing, str(folder), delivery)
 
@@ -317,3 +371,42 @@ def no_memory_for_a_fill(folder, delivery, fill):
     assert failed or fill == "move"
     lm.close(a)
     assert np.array_equal(np.fromfile(Path(folder, "counts"), "i8"), expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# 56. Written, made safe, and only then clean
+
+@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+def test_trap_56_what_is_not_safe_is_not_clean(folder, user, delivery):
+    library("inject.c")
+    run(not_safe_not_clean, str(folder), delivery, user=user)
+
+
+def not_safe_not_clean(folder, delivery, n=6):
+    """Each write and each fsync fails once: flush tells, the blocks stay, changed, and the next flush saves them."""
+    path = file_of(folder, 2 * n)
+    a = lm.memmap(path, "i8", "r+", delivery=delivery, block_nbytes=2 * PAGE)
+    expected, injector = np.arange(a.size), Injector()
+    failures = [("pwrite", error, nth) for error in (errno.ENOSPC, errno.EIO, errno.EDQUOT) for nth in range(1, n + 1)]
+    for kind, error, nth in [*failures, ("fsync", errno.EIO, 1)]:
+        told = f"{kind} {errno.errorcode[error]} at {nth}"
+        a[:: 2 * WORDS] += 1
+        expected[:: 2 * WORDS] += 1
+        before = lm.stats(a)
+        injector.arm(kind, error, nth, False)
+        with pytest.raises(lm.PageError) as raised:
+            lm.flush(a)
+        injector.disarm()
+        assert raised.value.errno == error, told
+        assert injector.state.struck == 1, told
+        assert injector.counts()["fsync"] == (kind == "fsync"), f"{told}: nothing is made safe before all is written"
+        assert lm.stats(a).stored - before.stored == (n if kind == "fsync" else nth - 1), told
+        assert all(lm.residency(a)), told
+        assert np.array_equal(a, expected), told
+        before = lm.stats(a)
+        lm.flush(a)
+        assert lm.stats(a).stored - before.stored == (n if kind == "fsync" else n - nth + 1), told
+        assert np.array_equal(np.fromfile(path, "i8"), expected), told
+        lm.flush(a)
+        assert lm.stats(a).stored - before.stored == (n if kind == "fsync" else n - nth + 1), f"{told}: now it is clean"
+    lm.close(a)
