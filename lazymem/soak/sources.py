@@ -25,6 +25,7 @@ NATIVE_S = 5.0  # the timeout of sources that do not wait for anybody
 ATTEMPT_S = 2.0  # of a provider process: it may have to be started, on a busy machine
 _BAD_ONE_IN = 100
 _BIG = 6  # times as many elements as others have: then there is room for units of 2 MiB
+_SHARED = 0.2  # so many arrays are in a file of memory
 _STAYING_PAGES = 128  # of an array whose blocks cannot be evicted: all such fit into the smallest budget (actors/budget.py)
 
 
@@ -81,8 +82,8 @@ def _size(rng: np.random.Generator, most_pages: int) -> int:
     return int(rng.integers(8 * PAGE_WORDS, most_pages * PAGE_WORDS))
 
 
-def _local_size(rng: np.random.Generator, delivery: str, mode: str) -> int:
-    if not _can_leave(delivery, mode):
+def _local_size(rng: np.random.Generator, options: dict[str, Any]) -> int:
+    if not _can_leave(options):
         return _size(rng, _STAYING_PAGES)
     return _size(rng, 512) * (_BIG if rng.random() < 0.1 else 1)
 
@@ -93,16 +94,18 @@ def _mode(rng: np.random.Generator, *more: str) -> str:
 
 def _options(rng: np.random.Generator, delivery: str, mode: str, block_nbytes: int) -> dict[str, Any]:
     """Of every second array the budget is so small that it is short of memory: the least there can be, or a bit more."""
+    memory = "shared" if delivery != "mprotect" and rng.random() < _SHARED else "private"
+    fill = str(rng.choice(["auto", "auto", "auto", *FILLINGS[memory]]))
+    options = {"mode": mode, "delivery": delivery, "block_nbytes": block_nbytes, "memory": memory, "fill": fill}
     least = max(BUDGET_BLOCKS * block_nbytes, BUDGET_PAGES * PAGE_NBYTES)
     more = float(rng.choice([1, 1, 1.1, 2]))
-    budget_nbytes = int(least * more) if rng.random() < 0.5 and _can_leave(delivery, mode) else None
-    fill = str(rng.choice(["auto", "auto", "auto", *FILLINGS["private"]]))
-    return {"mode": mode, "delivery": delivery, "block_nbytes": block_nbytes, "budget_nbytes": budget_nbytes, "fill": fill}
+    options["budget_nbytes"] = int(least * more) if rng.random() < 0.5 and _can_leave(options) else None
+    return options
 
 
-def _can_leave(delivery: str, mode: str) -> bool:
-    """Can its blocks be evicted? Without a userfaultfd nobody can tell what was written at the last moment."""
-    return delivery != "mprotect" or mode == "r"
+def _can_leave(options: dict[str, Any]) -> bool:
+    """Can its blocks be evicted? Without a userfaultfd, and in a file, nobody can tell what was written at the last moment."""
+    return options["mode"] == "r" or (options["delivery"] != "mprotect" and options["memory"] == "private")
 
 
 def _none_injected() -> int:
@@ -126,7 +129,7 @@ def from_file(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """A part of the file, from any element on; or, to write to, a file of its own."""
     mode = _mode(rng, "r+", "r+")
     options = _options(rng, delivery, mode, _block_nbytes(rng))
-    n = _local_size(rng, delivery, mode)
+    n = _local_size(rng, options)
     if mode == "r+":
         expected = words(int(rng.integers(1 << 62)), n)
         kept = KeptFile(os.path.dirname(place.path), expected)
@@ -141,7 +144,7 @@ def from_memory(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """Bytes of this process."""
     mode = _mode(rng, "r+")
     options = _options(rng, delivery, mode, _block_nbytes(rng))
-    seed, n = int(rng.integers(1 << 62)), _local_size(rng, delivery, mode)
+    seed, n = int(rng.integers(1 << 62)), _local_size(rng, options)
     memory = words(seed, n)
     array = lazymem.from_provider(memory, dtype="u8", timeout=NATIVE_S, **options)
     return _native(array, "memory", words(seed, n), kept=Kept(memory) if mode == "r+" else None)
@@ -151,7 +154,7 @@ def from_c(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """A function in C; of every second one some blocks always fail."""
     mode, block_nbytes = _mode(rng), _block_nbytes(rng)
     options = _options(rng, delivery, mode, block_nbytes)
-    seed, n = int(rng.integers(1 << 62)), _local_size(rng, delivery, mode)
+    seed, n = int(rng.integers(1 << 62)), _local_size(rng, options)
     bad_one_in = int(rng.choice([0, _BAD_ONE_IN]))
     told = np.array([seed, block_nbytes, bad_one_in, 0], "u8")
     array = lazymem.from_provider(
@@ -185,7 +188,7 @@ def from_python(place: Place, rng: np.random.Generator, delivery: str, *, pages:
     """A Python provider. One read in a hundred fails and is tried again; some blocks always fail."""
     mode, block_nbytes = _mode(rng), PAGE_NBYTES * pages
     options = _options(rng, delivery, mode, block_nbytes)
-    seed, n = int(rng.integers(1 << 62)), _size(rng, 256 if _can_leave(delivery, mode) else _STAYING_PAGES)
+    seed, n = int(rng.integers(1 << 62)), _size(rng, 256 if _can_leave(options) else _STAYING_PAGES)
     bad = bad_blocks(seed, -(-n * WORD_NBYTES // block_nbytes), _BAD_ONE_IN)
     lost = [Failure("error", LookupError, at=int(block) * block_nbytes) for block in np.flatnonzero(bad)]
     faulty = FaultyProvider(Mixed(seed, n), lost, rate=0.01, kinds=("error", "error", "error", "die"), seed=seed)
@@ -221,7 +224,7 @@ class Store(Provider):
 def from_store(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """A Python provider that is written to."""
     options = _options(rng, delivery, "r+", 16 * PAGE_NBYTES)
-    n = _size(rng, 512 if _can_leave(delivery, "r+") else _STAYING_PAGES)
+    n = _size(rng, 512 if _can_leave(options) else _STAYING_PAGES)
     expected = words(int(rng.integers(1 << 62)), n)
     kept = KeptFile(os.path.dirname(place.path), expected)
     array = lazymem.from_provider(Store(kept.path), dtype="u8", timeout=ATTEMPT_S, retries=9, **options)
@@ -231,8 +234,9 @@ def from_store(place: Place, rng: np.random.Generator, delivery: str) -> Held:
 
 def from_url(place: Place, rng: np.random.Generator, delivery: str) -> Held:
     """The file, from a server that fails now and then."""
-    mode = _mode(rng) if _can_leave(delivery, "c") else "r"  # it is all of the file
-    options = _options(rng, delivery, mode, 16 * PAGE_NBYTES)
+    options = _options(rng, delivery, _mode(rng), 16 * PAGE_NBYTES)
+    if not _can_leave(options):  # it is all of the file
+        options["mode"] = "r"
     array = lazymem.memmap(place.url, "u8", timeout=ATTEMPT_S, retries=9, **options)
     bad = np.zeros(lazymem.region(array).nblocks, bool)
     return Held(array, "http", place.file_content.copy(), bad, True, 2 * ATTEMPT_S, _none_injected)
