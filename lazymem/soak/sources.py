@@ -105,7 +105,7 @@ def _options(rng: np.random.Generator, delivery: str, mode: str, block_nbytes: i
 
 def _can_leave(options: dict[str, Any]) -> bool:
     """Can its blocks be evicted? Without a userfaultfd, and in a file, nobody can tell what was written at the last moment."""
-    return options["mode"] == "r" or (options["delivery"] != "mprotect" and options["memory"] == "private")
+    return bool(options["mode"] == "r" or (options["delivery"] != "mprotect" and options["memory"] == "private"))
 
 
 def _none_injected() -> int:
