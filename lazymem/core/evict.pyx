@@ -380,6 +380,39 @@ cdef void _take_slot(Region *r, Clock *c, uint32_t i) noexcept nogil:
     moves_leave(&before)
 
 
+cdef bint memory_is_short(Region *r, int kind) noexcept nogil:
+    """Will the next fill have to take somebody's memory? GIL: never. Blocks: no."""
+    cdef uint64_t nbytes = r.clocks[kind].nbytes
+    return (r.budget_nbytes and lm_load64(&r.held) + nbytes > r.budget_nbytes) or (
+        memory_budget() and memory_used() + nbytes > memory_budget())
+
+
+cdef void write_behind(Region *r, int kind) noexcept nogil:
+    """Write what is to be recycled next back to where it belongs, so that the next fill need not wait for that.
+
+    GIL: never. Blocks: on the source. Thread: one that has entered the region.
+    """
+    cdef Clock *c = &r.clocks[kind]
+    cdef uint32_t i, was, steps = lm_load32(&c.top), tid = lm_gettid()
+    cdef uint64_t first
+    cdef int error
+    if lm_load32(&c.waiting) == 0 and _evict_some(r, kind, 1) == 0:
+        return
+    i = lm_load32(&c.recycling)
+    for steps in range(steps):
+        i = i if 0 < i < lm_load32(&c.top) else 1
+        first = lm_load64(&c.frames[i].block)
+        if lm_load32(&c.frames[i].state) == USED and is_waiting(lm_load32(&r.words[first])):
+            break
+        i += 1
+    else:
+        return
+    if lm_load32(&r.words[first]) & STATE == WAITING_DIRTY and _claim_frame(r, kind, i, True, LEAVING | (tid << DETAIL_SHIFT), &was):
+        first = c.frames[i].block
+        error = region_store(r, first, c.blocks, <void *>frame_slot(c, i)) if was == WAITING_DIRTY else 0
+        _publish_frame(r, c, first, in_frame(was if error else WAITING, i, <uint32_t>kind))
+
+
 cdef bint _anybody(Region *r, Clock *c) noexcept nogil:
     """Is somebody filling or emptying a frame?"""
     cdef uint32_t i, state

@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memset
 
 from lazymem.core.failure cimport *
 from lazymem.core.interrupt cimport touch_may_be_ended, wait_is_over
-from lazymem.core.evict cimport frame_back, frame_for, moved_in, rescue
+from lazymem.core.evict cimport frame_back, frame_for, memory_is_short, moved_in, rescue, write_behind
 from lazymem.core.frames cimport *
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
@@ -338,7 +338,7 @@ cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nog
 cdef enum:
     HUGE_NBYTES = 2097152
     STAY_NS = 300000
-    AHEAD = 3             # units, of the 16 at least that an array's budget has room for
+    AHEAD = 2             # units: fewer than wait evicted, so that what is wanted again while they come is still there
 
 cdef void _pages_come(Region *r, uint64_t block) noexcept nogil:
     """Small pages are put where a unit could lie. Thread: the claimer of a block there."""
@@ -349,10 +349,10 @@ cdef void _pages_come(Region *r, uint64_t block) noexcept nogil:
 
 cdef int _page_table_goes(Region *r, uint64_t first) noexcept nogil:
     """The page table of small pages that lay where a unit is to lie would split its huge page. Return: 0 / -errno. GIL: never. Blocks: no.
-    Thread: the claimer of all its blocks. (Done always, it would interrupt every other core for each unit of a stream.)"""
+    Thread: the claimer of all its blocks. (It interrupts every other core: not done for each unit of a stream that is only read.)"""
     cdef uint32_t *paged = &r.paged[first // r.clocks[UNITS].blocks]
     cdef int error = 0
-    if lm_load32(paged):
+    if r.writable or lm_load32(paged):     # (the touch of what may be written has just made one: region.pyx)
         error = place_empty_range(r, first * r.block_nbytes, r.clocks[UNITS].nbytes)
         if error == 0:
             lm_store32(paged, 0)
@@ -463,7 +463,7 @@ cdef bint _all_resident(Region *r, uint64_t first, uint64_t last) noexcept nogil
 
 cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept nogil, bint (*wanted)() noexcept nogil) noexcept nogil:
     """After a touch that came to a unit, or has gone through a quarter of one: fetch what follows, so that not each piece of it wakes
-    a thread, and it the toucher.
+    a thread, and it the toucher. If units are written, write back what the next one's memory is in.
 
     While a unit is read ahead its touch, which waits for it, has this go on from there: the stream is as fast as we are. `begin`: called
     before anything is fetched. `wanted`: is there anything else to do?
@@ -471,11 +471,16 @@ cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept n
     """
     cdef uint64_t n = r.clocks[UNITS].blocks, block, first
     cdef uint32_t seen
-    if not r.units or r.writable:
+    if not r.units:
         return
     block = (addr - r.base) // r.block_nbytes
     first = block // n * n + n
     seen = lm_load32(&r.words[block])
+    if r.writable:    # nothing is fetched ahead: a unit that is there counts as written
+        if is_resident(seen) and seen >> UNIT_SHIFT == UNITS and memory_is_short(r, UNITS):
+            begin()
+            write_behind(r, UNITS)
+        return
     if block % n == n // 4 - 1 and _all_resident(r, first - n, block + 1):
         begin()
         while block + 1 < first and (block + 1) * r.block_nbytes < r.nbytes and region_need(r, block + 1) == 0:
