@@ -37,6 +37,7 @@ cdef enum:
     BLOCKS_MOST = 512          # of a unit
     BATCH = 32                 # frames are evicted so many at a time
     WAITING_SHARE = 4          # one frame in so many waits, once memory is short
+    UNITS_SHARE = 2            # and of units, of which a stream takes several at a time: what is wanted again must outlast that
     TURN = 64                  # fills, between two looks at who holds most
     IDLE_ROUNDS = 3            # nobody was at work so often, and nothing was to be had: there is nothing
 
@@ -429,7 +430,7 @@ cdef bint _anybody(Region *r, Clock *c) noexcept nogil:
 
 
 cdef uint32_t _waiting_share(Clock *c) noexcept nogil:
-    cdef uint32_t n = lm_load32(&c.used) // WAITING_SHARE
+    cdef uint32_t n = lm_load32(&c.used) // (WAITING_SHARE if c.blocks == 1 else UNITS_SHARE)
     return n if n else 1
 
 
