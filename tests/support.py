@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import mmap
 import os
 import shutil
@@ -35,6 +36,26 @@ needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root may do this")
 def over_deliveries(deliveries: tuple[str, ...]):
     """A fixture that gives a test each of them: a module names it `delivery`, in place of conftest.py's."""
     return pytest.fixture(params=deliveries, name="delivery")(lambda request: request.param)
+
+
+def covering(cases: list[list[tuple[str, object]]], together: int = 1) -> set[int]:
+    """Which of a product's cases to take for so many values to be there together, each with each; and more, as it comes."""
+    values = [{*case} for case in cases]
+    missing_of = [{frozenset(some) for some in itertools.combinations(case, together)} for case in cases]
+    beside_of = [{frozenset(some) for some in itertools.combinations(case, together + 1)} for case in cases]
+    missing, beside = set().union(*missing_of), set().union(*beside_of)
+    taken: set[int] = set()
+
+    def worth(i: int) -> tuple[int, ...]:
+        often = sum(len(values[i] & values[j]) for j in taken)
+        return bool(missing_of[i] & missing), len(beside_of[i] & beside), len(missing_of[i] & missing), -often, -i
+
+    while missing:
+        best = max(range(len(cases)), key=worth)
+        taken.add(best)
+        missing -= missing_of[best]
+        beside -= beside_of[best]
+    return taken
 
 
 def stop_of(delivery: str) -> int:

@@ -22,6 +22,7 @@ def demo(user, folder, *flags, arguments=("--json",)):
     return out
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("flags", [(), ("-X", "faulthandler"), ("-W", "error")], ids=["plain", "faulthandler", "warnings"])
 def test_facts(user, folder, flags):

@@ -143,6 +143,7 @@ def test_that_nobody_can_hold_the_descriptor_is_said(user):
 class TestUnderASeccompFilter:
     """Trap 57: what a container's default profile answers."""
 
+    @pytest.mark.thin
     def test_verdict_and_remedies(self, errno_name, user):
         status, out, err = run_refused(errno_name, [*DOCTOR, "--json"], user)
         assert (status, err) == (0, "")
@@ -179,6 +180,7 @@ class TestUnderASeccompFilter:
             assert word in ways, word
         assert "sysctl" not in ways  # it would not help: the filter stands in front
 
+    @pytest.mark.thin
     def test_text(self, errno_name, user):
         status, out, err = run_refused(errno_name, DOCTOR, user)
         assert (status, err) == (0, "")
@@ -187,6 +189,7 @@ class TestUnderASeccompFilter:
         assert "since there is no userfaultfd" in out
         assert "--device /dev/userfaultfd" in out
 
+    @pytest.mark.thin
     @pytest.mark.parametrize("command", [["demo"], ["demo", "--json"]])
     def test_the_demo_runs(self, errno_name, user, command):
         status, out, err = run_refused(errno_name, ["-m", "lazymem", *command], user)

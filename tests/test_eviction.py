@@ -23,6 +23,7 @@ BLOCKS = LEAST // PAGE
 each_work = pytest.mark.parametrize(("mode", "work"), [("r+", "evict"), ("c", "evict"), ("r+", "flush")])
 
 
+@pytest.mark.thin(2)
 @each_work
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
@@ -70,6 +71,7 @@ def no_increment_is_lost(folder, delivery, mode, work, seconds, nthreads=3):
 # ---------------------------------------------------------------------------------------------------------------------------
 # Instructions that touch many blocks at once
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
 def test_trap_27_gathers_end(folder, user, delivery, way):
@@ -93,6 +95,7 @@ def gathers_end(folder, delivery, nthreads=20, n=160):
     lm.close(a)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
 def test_trap_27_copies_between_arrays_end(folder, user, delivery, way):
@@ -121,6 +124,7 @@ def copies_between_arrays_end(folder, delivery, npages=6 * BLOCKS, nthreads=4):
 # ---------------------------------------------------------------------------------------------------------------------------
 # Who is wanted again
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
 def test_what_is_touched_again_in_time_costs_no_fetch(user, delivery, way):

@@ -23,6 +23,7 @@ USUAL = [each for each in EVERYBODY if each in (("root", "threads"), ("nobody", 
 # ---------------------------------------------------------------------------------------------------------------------------
 # Forks
 
+@pytest.mark.thin
 @pytest.mark.parametrize("mode", ["r+", "c"])
 @pytest.mark.parametrize(("user", "delivery"), USUAL)
 @each_way
@@ -100,6 +101,7 @@ def _all_of(number, nbytes):
 # ---------------------------------------------------------------------------------------------------------------------------
 # Closing
 
+@pytest.mark.thin
 @pytest.mark.parametrize(("user", "delivery"), USUAL)
 @each_way
 def test_arrays_come_and_go_while_others_take_their_memory(folder, user, delivery, way):

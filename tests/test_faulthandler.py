@@ -26,6 +26,7 @@ def all_right(delivery):
     return a
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("order", ["before", "after", "disabled later", "twice", "to a file", "registered for another"])
 def test_faulthandler_in_any_order(delivery, user, order, folder):

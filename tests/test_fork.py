@@ -184,6 +184,7 @@ def fill(out, start):
     out[:] = np.arange(start, start + len(out))
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_multiprocessing(delivery, method, folder):
     np.arange(N).tofile(folder / "raw")
@@ -452,6 +453,7 @@ def fork_while_faults_are_in_flight(delivery):
     assert set(wrong) == {0}
 
 
+@pytest.mark.thin
 @each_user
 def test_subprocesses_under_load(delivery, user):
     in_child(subprocesses_under_load, delivery, user=user)

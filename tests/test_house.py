@@ -1,7 +1,10 @@
 """Is the house built as it says: imports point down, kernel words in one place, no page size spelled out?"""
 
+import itertools
 import re
 from pathlib import Path
+
+from support import covering
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lazymem"
@@ -121,3 +124,13 @@ def test_native_functions_say_what_they_do_with_the_gil():
             if body is None or '"""' not in body[1].split("\n")[0] or "GIL" not in body[1]:
                 silent.append(f"{name}.{function}")
     assert not silent
+
+
+def test_a_thinned_product_still_shows_everything():
+    """Cases that are quick, of a test marked `thin`: in each number of parameters together, and not simply all of them."""
+    axes = {"delivery": ("inline", "threads", "mprotect"), "user": ("root", "nobody"), "mode": ("r", "c"), "way": (1, 2, 3, 4)}
+    cases = [[*zip(axes, values, strict=True)] for values in itertools.product(*axes.values())]
+    for together, most in ((1, 4), (2, 15)):
+        shown = {some for i in covering(cases, together) for some in itertools.combinations(cases[i], together)}
+        assert shown == {some for case in cases for some in itertools.combinations(case, together)}
+        assert len(covering(cases, together)) <= most

@@ -13,6 +13,7 @@ pytestmark = needs_compiler
 SEED = int(os.environ.get("LAZYMEM_TEST_SEED_OF_FAILURES", "1"))
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_the_first_call_of_each_kind_and_a_sample(delivery, source):

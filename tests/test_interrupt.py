@@ -74,6 +74,7 @@ def handler_in_the_kernel():
     return action[0]
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("way", WAYS)
 @needs_compiler

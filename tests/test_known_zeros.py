@@ -52,6 +52,7 @@ PARTS = [(5 * PAGE + 7, 5 * PAGE + 8), (16 * PAGE - 3, 17 * PAGE + 1), (40 * PAG
 NBYTES = 99 * PAGE + 24
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("mode", ["r", "c"])
 def test_holes_are_zeros_that_nobody_reads(folder, delivery, mode, user):
@@ -267,6 +268,7 @@ def whole(provider):
     return made
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("mode", ["r", "c"])
 def test_a_provider_is_not_asked_for_what_it_does_not_store(delivery, mode, user):

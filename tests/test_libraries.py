@@ -178,6 +178,7 @@ def run_programs(library, delivery, user):
     assert (status, out.splitlines()[-1:]) == (0, [f"right: {len(names)} wrong: []"]), f"{out}\n{err[-6000:]}"
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("library", [name for name in TOGETHER if name != "numba"])
 def test_library(delivery, library, user):
@@ -215,6 +216,7 @@ int sums(const unsigned char *bytes, int64_t n, int threads, uint64_t *out)
 """
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.skipif(not has_openmp(), reason="no compiler that does -fopenmp here")
 @pytest.mark.parametrize("threads", [1, 4, 16])

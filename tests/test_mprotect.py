@@ -198,6 +198,7 @@ def a_tebibyte():
 # --- where there is none
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("errno_name", ["EPERM", "ENOSYS"])
 @pytest.mark.parametrize("source", ["memory", "file", "function", "provider", "http"])

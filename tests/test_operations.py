@@ -100,6 +100,7 @@ def prelude(source, npages, delivery):
     return PRELUDE.format(npages=npages, delivery=delivery, source=SOURCES[source], server=server)
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("source", SOURCES)
 def test_operations(delivery, source, user):
@@ -147,6 +148,7 @@ print("right")
 """
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("source", ["function", "provider"])
 def test_products_on_several_blas_threads(delivery, source, user):

@@ -63,6 +63,7 @@ def file(tmp_path_factory):
 BLOCKS = st.sampled_from([1, PAGE, PAGE + 1, 2 * PAGE, 3 * PAGE, 5 * PAGE, 64 * PAGE])
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("where", ["memory", "file"])
 def test_any_slices(delivery, where, file):
     @RELAXED
@@ -93,6 +94,7 @@ def test_any_slices(delivery, where, file):
     check()
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("where", ["memory", "file"])
 def test_any_writes(delivery, where, file):
     @RELAXED
@@ -148,6 +150,7 @@ def _blocks_of(part, base, size):
     return set(first.ravel().tolist()) | set(last.ravel().tolist())
 
 
+@pytest.mark.thin
 def test_any_arithmetic(delivery):
     @RELAXED
     @given(hnp.arrays(st.sampled_from(["i8", "f4", "u2"]), hnp.array_shapes(max_dims=3, max_side=40)), st.data(), BLOCKS)

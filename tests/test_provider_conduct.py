@@ -110,6 +110,7 @@ def fail(act, delivery, code, text, asked):
     assert lm.residency(a).tolist() == [False, True, True, True]
 
 
+@pytest.mark.thin
 @as_somebody
 @pytest.mark.parametrize("act", ["sleeps", "sleeps_in_c", "stops"])
 def test_past_its_timeout_it_is_killed(act, user, delivery):
@@ -230,6 +231,7 @@ PLACES = {
 }
 
 
+@pytest.mark.thin
 @as_somebody
 @pytest.mark.parametrize("place", PLACES)
 def test_a_scribble_is_never_a_wrong_value(place, user, delivery):

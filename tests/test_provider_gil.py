@@ -197,6 +197,7 @@ def system_calls_on_the_array(delivery, path):
 PRINTED_NBYTES = 1 << 20
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("how", ["print", "os.write", "a child's output"])
 def test_it_prints_while_the_toucher_holds_the_gil(delivery, how, user):
@@ -240,6 +241,7 @@ def it_prints_while_the_toucher_holds_the_gil(delivery, how):
     assert lm.stats(a).failed == 0
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("how", ["exit", "fork and crash"])
 def test_it_dies_in_the_middle_of_a_product(delivery, how, user, folder):

@@ -36,6 +36,7 @@ def send(number, after):
     return time.monotonic() + after
 
 
+@pytest.mark.thin
 @as_somebody
 @pytest.mark.parametrize("wait", WAITS)
 def test_ctrl_c_is_heard_and_the_process_survives(wait, user, delivery):

@@ -106,6 +106,7 @@ CASES = [(s, e) for s in STATES for e in ("its end", "sys.exit", "exception")]
 CASES += [(s, e) for s in ("just made", "fetching", "holding its GIL", "stopped") for e in ("os._exit", "SIGKILL", "SIGTERM")]
 
 
+@pytest.mark.thin
 @as_somebody
 @pytest.mark.parametrize("state", STATES)
 def test_the_program_ends_as_it_says_and_its_process_with_it(state, user, delivery, folder):
@@ -136,6 +137,7 @@ def test_the_program_ends_as_it_says_and_its_process_with_it(state, user, delive
 # Children: ours, and those that are not
 
 
+@pytest.mark.thin
 @as_somebody
 @pytest.mark.parametrize("handler", ["none", "reaps all", "ignored", "set late"])
 def test_children_are_reaped_by_whoever_made_them(handler, user, delivery):

@@ -52,6 +52,7 @@ def run_together(functions):
 # Whose fault it is
 
 
+@pytest.mark.thin
 @as_somebody
 @pytest.mark.parametrize("act", ["exits", "segfaults", "keeps_array", "sleeps", "sleeps_in_c", "stops"])
 def test_who_shares_a_process_with_one_that_dies_gets_on(act, user, delivery):

@@ -159,6 +159,7 @@ def change_after_construction(change, delivery):
     assert now["environ"] == {**now["environ"], **dict(os.environ)}
 
 
+@pytest.mark.thin
 @as_somebody
 @pytest.mark.parametrize(
     ("change", "when"), [("close_descriptors", "before"), ("close_descriptors", "after"), ("only_close_descriptors", "after")]
@@ -276,6 +277,7 @@ for n, cell in enumerate((head, "SCALE = 3" + tail)):
 """
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("how", ["script", "-c", "REPL", "REPL -i", "notebook", "-m", "stdin"])
 def test_from_any_program(how, user, folder):

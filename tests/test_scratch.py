@@ -377,6 +377,7 @@ def closed_by_somebody(how):
         os.fstat(fd)  # not closed by us
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("how", ["top", "all", "file", "pipe"])
 def test_descriptors_that_somebody_closes(how, user):

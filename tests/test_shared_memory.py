@@ -111,6 +111,7 @@ def test_system_calls(folder, delivery, fill):
 # Pages that are in the file and not mapped, or not in the file
 
 
+@pytest.mark.thin
 @each_user
 @fills
 @modes
@@ -450,6 +451,7 @@ def as_private_memory(what):
     return pytest.mark.parametrize("what", what, ids=["-".join(map(str, what[1:])) for what in what])
 
 
+@pytest.mark.thin
 @one_fill
 @as_private_memory(ALIKE)
 def test_as_private_memory(delivery, fill, what):

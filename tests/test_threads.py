@@ -21,6 +21,7 @@ def per_block_counts(nblocks):
     return held, held.ctypes.data
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("nthreads", COUNTS)
 @pytest.mark.parametrize("how", ["same blocks", "different blocks"])

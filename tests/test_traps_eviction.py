@@ -30,6 +30,7 @@ def elements(at):
 # ---------------------------------------------------------------------------------------------------------------------------
 # 21, 22. System calls that read
 
+@pytest.mark.thin
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
 def test_trap_22_system_calls_read_what_is_pinned_while_all_else_goes(folder, user, delivery, way):
@@ -64,6 +65,7 @@ def system_calls_read(folder, delivery, pinned, rounds=150):
 # ---------------------------------------------------------------------------------------------------------------------------
 # 23, 24. Devices that write
 
+@pytest.mark.thin
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
 def test_trap_23_direct_reads_into_what_is_pinned(folder, user, delivery, way):
@@ -181,6 +183,7 @@ def pinned_for_writing(folder, delivery):
 # ---------------------------------------------------------------------------------------------------------------------------
 # 25. Pages that are lent
 
+@pytest.mark.thin
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
 def test_trap_25_what_is_pinned_can_be_lent_to_a_pipe(user, delivery, way):
@@ -268,6 +271,7 @@ def all_is_locked_while_blocks_wait(folder, delivery, poisons):
     assert np.array_equal(np.fromfile(path, "i8"), expected)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("hand", HANDS)
 @each_way
 @needs_root

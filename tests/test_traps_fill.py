@@ -222,6 +222,7 @@ def few_context_switches_for_a_fault(delivery, nthreads):
     assert switches / faults <= (4 if delivery == "threads" else 0.5), f"{switches} voluntary switches, {faults} faults"
 
 
+@pytest.mark.thin
 @each_user
 def test_trap_12_a_thousand_signals_a_second_during_100_000_faults(user, delivery):
     in_child(a_thousand_signals_a_second, delivery, user=user)

@@ -56,6 +56,7 @@ def load(delivery):
 # 34. Forks by C code
 
 
+@pytest.mark.thin
 @each_user
 def test_trap_34_forks_by_c_code_while_others_fault(delivery, user):
     in_child(forks_by_c_code, delivery, user=user)
@@ -82,6 +83,7 @@ print([os.readlink(file) for file in files if os.path.exists(file)])
 """
 
 
+@pytest.mark.thin
 @each_user
 def test_trap_35_programs_are_started_under_load(delivery, user):
     in_child(programs_are_started, delivery, 40, user=user)

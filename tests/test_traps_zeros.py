@@ -50,6 +50,7 @@ def all_right(a, missing):
 # 8. The number is another file's
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("what", ["close", "file", "pipe", "socket", "reused", "other delivery"])
 def test_trap_08_the_number_of_our_descriptor_is_taken(delivery, what, user):
@@ -197,6 +198,7 @@ def fill(out, start):
     out[:] = np.arange(start, start + len(out))
 
 
+@pytest.mark.thin
 @each_user
 @pytest.mark.parametrize("how", ["here", "in a forked child", "in a daemon"])
 def test_trap_09_everything_is_closed(delivery, how, user, folder):
@@ -432,6 +434,7 @@ def threads_that_fork_under_load(delivery):
 # 28. Locked memory, and what a fork makes of it
 
 
+@pytest.mark.thin
 @needs_root
 @pytest.mark.parametrize("flags", [MCL_FUTURE, MCL_CURRENT | MCL_FUTURE, MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT])
 @pytest.mark.parametrize("mode", ["r", "c"])
