@@ -49,10 +49,6 @@ cdef extern from *:
         off_t bytes_from = lseek(fd, at, SEEK_DATA);
         return bytes_from < 0 ? errno == ENXIO : bytes_from >= end;
     }
-    static inline void lm_will_need(int fd, int64_t offset, int64_t nbytes)
-    {
-        posix_fadvise(fd, offset, nbytes, POSIX_FADV_WILLNEED);
-    }
     static inline int lm_stamp(int fd, uint64_t *device, uint64_t *inode, int64_t *nbytes, int64_t *mtime_ns)
     {
         struct stat s;
@@ -81,13 +77,9 @@ cdef extern from *:
     int lm_open_for_holes(int fd) noexcept nogil
     bint lm_is_hole(int fd, int64_t at, int64_t end) noexcept nogil
     char *lm_path_of(int fd) noexcept nogil
-    void lm_will_need(int fd, int64_t offset, int64_t nbytes) noexcept nogil
     ssize_t lm_pread_now(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
     ssize_t pread(int fd, void *dst, size_t nbytes, int64_t offset) noexcept nogil
     ssize_t pwrite(int fd, const void *src, size_t nbytes, int64_t offset) noexcept nogil
-
-
-cdef uint64_t STREAM_NBYTES = 2 << 20
 
 
 cdef bint _is_ours(File *file, int fd) noexcept nogil:
@@ -214,13 +206,11 @@ cdef int _read_file(File *file, int fd, void *dst, uint64_t offset, uint64_t nby
     cdef int err
     cdef Thread *me = thread_self()
     cdef bint hands_on = me != NULL and me.before_blocking != NULL
-    if hands_on or nbytes >= STREAM_NBYTES:
+    if hands_on:
         n = lm_pread_now(fd, dst, nbytes, <int64_t>(file.start + offset))
         if n > 0:
             done = <uint64_t>n
-        if done < nbytes and nbytes >= STREAM_NBYTES:  # so much at once is a stream: the disk is to go on while this is looked at
-            lm_will_need(fd, <int64_t>(file.start + offset + nbytes), <int64_t>(2 * nbytes))
-        if done < nbytes and hands_on:
+        if done < nbytes:
             me.before_blocking()
     while done < nbytes:
         n = pread(fd, <char *>dst + done, nbytes - done, <int64_t>(file.start + offset + done))
