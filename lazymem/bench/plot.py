@@ -160,7 +160,7 @@ def save_scans(rows: list[dict[str, Any]], path: str) -> None:
         raise ValueError("no rows of `bench scan` to draw")
     figure = Figure(figsize=(9, 0.42 * len(rows) + 1.4), layout="constrained")
     axes = figure.add_subplot()
-    ours = ("time-lazy", "time-operation", "time-fill-copy", "time-add-lazy")
+    ours = ("time-lazy", "time-first", "time-operation", "time-fill-copy", "time-first-cold", "time-add-lazy")
     colours = [BUSY if row["case"].startswith(ours) else ALONE for row in rows]
     axes.barh(range(len(rows)), [row["gb_per_s"] for row in rows], 0.7, color=colours, zorder=2)
     for y, row in enumerate(rows):
