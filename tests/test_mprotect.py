@@ -266,8 +266,9 @@ def memory_counts():
         assert int(a[i << 17]) == i << 17
     assert 64 <= lm.stats(a).resident_blocks <= 96
     lm.close(a)
-    b, _ = counted(32 << 20, delivery="mprotect", block_nbytes=1 << 20)
-    lm.populate(b)
+    b, _ = counted(64 << 20, mode="c", delivery="mprotect", block_nbytes=1 << 20)
+    b[:] = -1
+    assert child_of(lambda: np.testing.assert_array_equal(b, np.full(b.size, -1))) == 0, "what is a child's is no part of it"
 
 
 # --- whose fault it is

@@ -221,6 +221,23 @@ def a_guard_is_entered_at_each_step_of_a_stand_in(delivery, point, ends):
         all_right(a)
 
 
+def test_a_guard_is_left_before_its_failure_is_noted(delivery):
+    run(a_guard_is_left_before, delivery)
+
+
+def a_guard_is_left_before(delivery):
+    """The zeros let the toucher go on before whoever mapped them has said that further misses of this guard fail at once."""
+    a, kit = array(delivery, error=-errno.EIO)
+    spot = Spot("standin loose", seconds=20 if delivery == "threads" else 0)
+    with pytest.raises(lm.PageError), lm.guard():
+        np.asarray(a)[9 * WORDS]
+    spot.wait_parked() if delivery == "threads" else None
+    kit.error = 0
+    spot.release()
+    settled(a)
+    all_right(a)
+
+
 @pytest.mark.parametrize("point", STANDIN[:3])
 def test_a_guard_was_entered_before_a_stand_in_is_made(delivery, point):
     run(a_guard_was_entered_before_a_stand_in_is_made, delivery, point)

@@ -401,6 +401,19 @@ def a_write_just_before(delivery, fill):
         assert os.waitpid(pid, 0)[1] == 0, i
 
 
+@one_fill
+def test_a_fork_needs_no_room_in_the_budget(delivery, fill):
+    in_child(more_than_half_of_the_budget, delivery, fill)
+
+
+def more_than_half_of_the_budget(delivery, fill):
+    """What a child gets is its own memory; its parent may have used all that it may use."""
+    lm.set_budget("4 MiB")
+    a, _ = counted(3 << 20, mode="c", delivery=delivery, memory="shared", fill=fill, block_nbytes=PAGE)
+    a[:] = -1
+    assert child_of(lambda: np.testing.assert_array_equal(a, np.full(a.size, -1))) == 0
+
+
 @fills
 def test_what_is_left_of_a_block_is_the_childs_too(delivery, fill):
     in_child(what_is_left, delivery, fill)

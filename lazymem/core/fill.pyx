@@ -727,7 +727,8 @@ cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, int access, bint w
         if (lm_load32(&r.words[block]) & STATE) not in (MISSING, FAILED):
             error = 0
         sure = True
-    elif error == 0 and toucher != NULL and toucher.loose_error and toucher.loose_era == failures_era():
+    elif error == 0 and toucher != NULL and toucher.loose_error and toucher.loose_era == failures_era() and not (
+            toucher.operations or toucher.depth):
         error = -toucher.loose_error  # the same for a scan outside operations, until its thread has been told
         if (lm_load32(&r.words[block]) & STATE) not in (MISSING, FAILED):
             error = 0

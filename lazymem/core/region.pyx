@@ -17,7 +17,7 @@ from libc.stdint cimport int64_t
 
 from lazymem.core.failure cimport failure_log, standins_count
 from lazymem.core.frames cimport *
-from lazymem.core.limit cimport memory_force, memory_give, memory_take
+from lazymem.core.limit cimport memory_force, memory_give
 from lazymem.core.mprotect cimport (
     mprotect_copy, mprotect_copy_end, mprotect_empty, mprotect_forget_all, mprotect_inherit, mprotect_open, mprotect_release,
     mprotect_shut, mprotect_was_copied,
@@ -782,7 +782,8 @@ cdef void regions_wake(Uffd *uffd) noexcept nogil:
 # goes through them:
 #
 #   before       1. the registry stands still   2. regions with private writes are MADV_DOFORK: the child is to see them as of now;
-#                those that lie in shared memory: what is resident of them is copied for the child
+#                those that lie in shared memory: what is resident of them is copied for the child, whose memory that is: this process's
+#                budget does not count it, and need not have room (the default one is half of what is left)
 #   the parent   3. DONTFORK again
 #   the child    has a userfaultfd of its own, since the parent's acts on the parent's memory, and registers with it
 #                4. memory that it got, private writes and all: resident blocks stay; what was under way is missing
@@ -810,12 +811,10 @@ cdef void _share_private_writes(bint share) noexcept nogil:
                             MADV_DOFORK if share else MADV_DONTFORK)
         elif not share:
             mprotect_copy_end(&r.exposure)
-        elif memory_take(lm_load64(&r.held)):  # else it is LOST in the child
-            if r.kind == ANONYMOUS:
-                mprotect_copy(&r.exposure)
-            else:
-                shared_copy(&r.exposure)
-            memory_give(lm_load64(&r.held))
+        elif r.kind == ANONYMOUS:
+            mprotect_copy(&r.exposure)
+        else:
+            shared_copy(&r.exposure)
 
 
 cdef void regions_hold() noexcept nogil:

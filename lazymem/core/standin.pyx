@@ -160,10 +160,12 @@ cdef bint stand_in_loose(Region *r, uint64_t block, Thread *toucher, int error) 
 
     Return, GIL, Thread: as `stand_in`.
     """
+    cdef uint64_t era = failures_era()  # now: once its page is there the toucher may leave its guard, and nothing fails at once any more
     if not _stand_in(r, block, toucher, error, True):
         return False
+    lm_park(b"standin loose")
     toucher.loose_error = error
-    toucher.loose_era = failures_era()
+    toucher.loose_era = era
     return True
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +30,7 @@ _COUNTED = (
     "evicted", "rescued", "recycled", "moved", "refused", "units", "pinned_skips", "stored", "store_errors",
 )  # fmt: skip
 _ARRIVE_S = 10.0
-_CLOSES = 20
+_CLOSE_S = 2.0
 _SETTLE_S = 2.0
 _WAIT_S = 0.2
 
@@ -64,6 +67,22 @@ def settle(me: Actor, held: Held) -> None:
         time.sleep(0.001)
     count_faults(me, held)
     me.count("errors_injected", held.injected())
+
+
+def _holders(array: Any) -> list[str]:
+    """Whose variables are views of an array: functions that run, and those in tracebacks that are kept."""
+    frames: dict[FrameType, str] = {}
+    for ident, frame in sys._current_frames().items():
+        frames |= {f: f"thread {ident}" for f, _ in traceback.walk_stack(frame)}
+    for error in [kept for kept in gc.get_objects() if isinstance(kept, BaseException)]:
+        frames |= {f: f"{error!r}" for f, _ in traceback.walk_tb(error.__traceback__)}
+    low = np.asarray(array).ctypes.data
+    found = []
+    for frame, where in frames.items():
+        for name, value in list(frame.f_locals.items()):
+            if isinstance(value, np.ndarray) and value is not array and low <= value.ctypes.data < low + array.nbytes:
+                found.append(f"{name} of {frame.f_code.co_qualname}, {where}")
+    return found
 
 
 class Field:
@@ -175,18 +194,23 @@ class Field:
 
     @staticmethod
     def _close(me: Actor, held: Held) -> None:
-        for _ in range(_CLOSES):
+        end = time.monotonic() + _CLOSE_S
+        while time.monotonic() < end:
             try:
                 lazymem.close(held.array)
                 return
-            except BufferError:  # an exception's traceback may hold a view
+            except BufferError:  # an exception's traceback may hold a view, or who has just gone
                 gc.collect()
+                time.sleep(0.01)
             except lazymem.PageError as error:  # it could not be written back; it is open still
                 me.last_error = f"{error}: {error.__cause__}"
                 me.count("errors_seen")
                 if not held.mortal:
                     me.unexpected(f"close, {held.name}: {error}")
-        lazymem.close(held.array)
+        try:
+            lazymem.close(held.array)
+        except BufferError as error:
+            me.unexpected(f"close, {held.name}: {error}; held by {_holders(held.array) or 'nobody who is seen'}")
 
     def count_open(self, me: Actor) -> None:
         """Count what those did that nobody will close."""
