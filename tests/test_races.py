@@ -228,6 +228,8 @@ def test_a_guard_is_left_before_its_failure_is_noted(delivery):
 def a_guard_is_left_before(delivery):
     """The zeros let the toucher go on before whoever mapped them has said that further misses of this guard fail at once."""
     a, kit = array(delivery, error=-errno.EIO)
+    with pytest.raises(lm.PageError):  # then the thread is known, and a handler gives it its zeros
+        a[0]
     spot = Spot("standin loose", seconds=20 if delivery == "threads" else 0)
     with pytest.raises(lm.PageError), lm.guard():
         np.asarray(a)[9 * WORDS]
