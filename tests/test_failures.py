@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -421,3 +422,43 @@ def late_answers(delivery):
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert not wrong, wrong
     assert len(done) > 1000
+
+
+# --- what is left of an operation that failed
+
+
+WITH_RESULTS = {
+    "copy": lambda a: a.copy(),
+    "add": lambda a: a + 1,
+    "invert": lambda a: ~a,
+    "compare": lambda a: a < 5,
+    "power": lambda a: a**2,
+    "ufunc": lambda a: np.multiply(a, 3),
+    "fancy": lambda a: a[np.arange(len(a))],
+    "mask": lambda a: a[np.ones(len(a), bool)],
+    "function": lambda a: np.concatenate([a, a]),
+    "sort": np.sort,
+    "bytes": lambda a: a.tobytes(),
+    "reshape": lambda a: a.reshape(-1, 2).T.reshape(-1),
+}
+
+
+def test_what_an_operation_had_computed_goes_with_its_exception(delivery):
+    in_child(goes_with_its_exception, delivery)
+
+
+def goes_with_its_exception(delivery):
+    """A value on its way out of a `try` whose `finally` raises would stay for ever."""
+    a, _ = counted(64 * PAGE, delivery=delivery, block_nbytes=PAGE, error=-errno.EIO)
+    left = {}
+    for name, operation in WITH_RESULTS.items():
+        tracemalloc.start()
+        for turn in range(12):
+            if turn == 2:
+                before = tracemalloc.get_traced_memory()[0]
+            with pytest.raises(lm.PageError):
+                operation(a)
+        left[name] = (tracemalloc.get_traced_memory()[0] - before) // 10
+        tracemalloc.stop()
+    assert max(left.values()) < PAGE, left
+    assert lm.region(a).views() == 0

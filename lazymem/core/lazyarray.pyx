@@ -157,7 +157,11 @@ cdef object _settled(object result):
 
 
 cdef int _end(uint64_t sequence, object a, object b) except -1:
-    """End an operation on these operands; raise for what failed in it."""
+    """End an operation on these operands; raise for what failed in it.
+
+    Who calls this in a `finally` returns what came of the operation behind it: a value that is being returned from a `try` whose `finally`
+    raises is leaked (Cython 3.3; https://github.com/cython/cython/issues/760 is an older case).
+    """
     if operation_end(sequence):
         blame(sequence, [_bounds(x) for x in (a, b) if _is_lazy(x)])
     return 0
@@ -306,11 +310,10 @@ cdef object _subscript(object self, object key):
     try:
         if lm_load32(&r.status) != LIVE:
             _alive(r)
-        if _is_basic(key):
-            return _nd_subscript(self, key)
-        return PyObject_GetItem(_asarray(self), _plain(key))
+        result = _nd_subscript(self, key) if _is_basic(key) else PyObject_GetItem(_asarray(self), _plain(key))
     finally:
         _end(sequence, self, key)
+    return result
 
 
 cdef int _assign(PyObject *self, PyObject *key, PyObject *value) except -1:
@@ -330,9 +333,10 @@ cdef object _item(object self, Py_ssize_t i):
     begin(&sequence)
     try:
         _alive(_region(self))
-        return _nd_item(self, i)
+        result = _nd_item(self, i)
     finally:
         _end(sequence, self, None)
+    return result
 
 
 cdef int _bool(object self) except -1:
@@ -352,9 +356,10 @@ cdef object _convert(object self, unary_t how):
     begin(&sequence)
     try:
         _alive(_region(self))
-        return how(self)
+        result = how(self)
     finally:
         _end(sequence, self, None)
+    return result
 
 
 cdef object _int(object self): return _convert(self, _nd_int)
@@ -372,9 +377,10 @@ cdef object _binary(object a, object b, binary_t how):
     _ask_for(b)
     begin(&sequence)
     try:
-        return how(x, y)
+        result = how(x, y)
     finally:
         _end(sequence, a, b)
+    return result
 
 
 cdef object _unary(object a, unary_t how):
@@ -383,9 +389,10 @@ cdef object _unary(object a, unary_t how):
     _ask_for(a)
     begin(&sequence)
     try:
-        return how(x)
+        result = how(x)
     finally:
         _end(sequence, a, None)
+    return result
 
 
 cdef object _add(object a, object b): return _binary(a, b, PyNumber_Add)
@@ -414,9 +421,10 @@ cdef object _power(object a, object b, object c):
     _ask_for(b)
     begin(&sequence)
     try:
-        return PyNumber_Power(x, y, c)
+        result = PyNumber_Power(x, y, c)
     finally:
         _end(sequence, a, b)
+    return result
 
 
 cdef object _richcompare(object a, object b, int how):
@@ -426,9 +434,10 @@ cdef object _richcompare(object a, object b, int how):
     _ask_for(b)
     begin(&sequence)
     try:
-        return PyObject_RichCompare(x, y, how)
+        result = PyObject_RichCompare(x, y, how)
     finally:
         _end(sequence, a, b)
+    return result
 
 
 def _array_ufunc(self, ufunc, method, *inputs, **kwargs):
@@ -505,9 +514,10 @@ def run_plain(method, self, args, kwargs, bint reads_all=False):
     args = tuple([_plain(x) for x in args])
     begin(&sequence)
     try:
-        return method(plain, *args, **kwargs)
+        result = method(plain, *args, **kwargs)
     finally:
         _end(sequence, self, None)
+    return result
 
 
 def run_view(method, self, args, kwargs):
@@ -516,9 +526,10 @@ def run_view(method, self, args, kwargs):
     held = _plain(self)
     begin(&sequence)
     try:
-        return _settled(method(self, *args, **kwargs))
+        result = _settled(method(self, *args, **kwargs))
     finally:
         _end(sequence, self, None)
+    return result
 
 
 cdef int _collect(object found_in, list lazy, int depth) except -1:
