@@ -123,3 +123,28 @@ def closed_while_it_is_read_ahead(folder, pinned):
         for pin in pins:
             pin.release()
         lm.close(a)
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_what_a_writing_stream_leaves_is_written_back_at_once(folder, user):
+    run(is_written_back_at_once, str(folder), user=user)
+
+
+def is_written_back_at_once(folder):
+    """Once memory is short; and what is then written to it again is not lost."""
+    path = file_of_units(folder)
+    a = lm.memmap(path, "f8", "r+", delivery="threads", budget_nbytes=BUDGET)
+    plain, last = np.asarray(a), 32
+    want = np.arange(UNITS * ELEMENTS, dtype="f8")
+    for k in range(last + 1):
+        plain[k * ELEMENTS : (k + 1) * ELEMENTS] += 1
+    left = slice((last - 1) * ELEMENTS, last * ELEMENTS)
+    assert wait_until(lambda: np.array_equal(np.fromfile(path)[left], want[left] + 1), 10), lm.stats(a)
+    asked = lm.stats(a).nbytes_asked
+    plain[left] += 1
+    assert lm.stats(a).nbytes_asked == asked, "it waits still, and is put back without a fetch"
+    del plain
+    lm.close(a)
+    want[: (last + 1) * ELEMENTS] += 1
+    want[left] += 1
+    assert np.array_equal(np.fromfile(path), want)

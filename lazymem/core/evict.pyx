@@ -7,7 +7,8 @@ From frames that are in use. Eviction takes a block out of the region into its f
                 4. who wants to write touches what is missing now. Read-only memory needs no 1.
 
 There it waits (frames.pyx). Recycling writes what only it holds back to where it belongs, and takes the slot: for the next fetch,
-which goes straight into it, or, for another region's, back to the kernel.
+which goes straight into it, or, for another region's, back to the kernel. Of a stream that writes, what it has just left is evicted and
+written back at once (write_behind): the hand, which comes half a budget later, would find it in no cache.
 
     a frame for a fill:  1. room in the budgets: an empty frame  2. a recycled one of its own  3. the other kind gives way
                          4. so does the region that holds most  5. nothing to be had: wait while anybody is at work, else -EDQUOT
@@ -388,30 +389,26 @@ cdef bint memory_is_short(Region *r, int kind) noexcept nogil:
         memory_budget() and memory_used() + nbytes > memory_budget())
 
 
-cdef void write_behind(Region *r, int kind) noexcept nogil:
-    """Write what is to be recycled next back to where it belongs, so that the next fill need not wait for that.
+cdef void write_behind(Region *r, int kind, uint64_t first) noexcept nogil:
+    """A stream has left the blocks of a frame, `first` and what follows: evict them and write them back now, while caches hold them, so that
+    the fill which will take their memory need not wait for that.
 
     GIL: never. Blocks: on the source. Thread: one that has entered the region.
     """
     cdef Clock *c = &r.clocks[kind]
-    cdef uint32_t i, was, steps = lm_load32(&c.top), tid = lm_gettid()
-    cdef uint64_t first
+    cdef uint32_t seen = lm_load32(&r.words[first]), was, tid = lm_gettid()
+    cdef sigset_t before
     cdef int error
-    if lm_load32(&c.waiting) == 0 and _evict_some(r, kind, 1) == 0:
-        return
-    i = lm_load32(&c.recycling)
-    for steps in range(steps):
-        i = i if 0 < i < lm_load32(&c.top) else 1
-        first = lm_load64(&c.frames[i].block)
-        if lm_load32(&c.frames[i].state) == USED and is_waiting(lm_load32(&r.words[first])):
-            break
-        i += 1
-    else:
-        return
-    if lm_load32(&r.words[first]) & STATE == WAITING_DIRTY and _claim_frame(r, kind, i, True, LEAVING | (tid << DETAIL_SHIFT), &was):
-        first = c.frames[i].block
-        error = region_store(r, first, c.blocks, <void *>frame_slot(c, i)) if was == WAITING_DIRTY else 0
-        _publish_frame(r, c, first, in_frame(was if error else WAITING, i, <uint32_t>kind))
+    if is_resident(seen) and seen >> UNIT_SHIFT == <uint32_t>kind and frame_of(seen):
+        moves_enter(&before)
+        _evict(r, kind, frame_of(seen), tid)
+        moves_leave(&before)
+        seen = lm_load32(&r.words[first])
+    if (seen & STATE) == WAITING_DIRTY and seen >> UNIT_SHIFT == <uint32_t>kind and _claim_frame(
+            r, kind, frame_of(seen), True, LEAVING | (tid << DETAIL_SHIFT), &was):
+        first = c.frames[frame_of(seen)].block
+        error = region_store(r, first, c.blocks, <void *>frame_slot(c, frame_of(seen))) if was == WAITING_DIRTY else 0
+        _publish_frame(r, c, first, in_frame(was if error else WAITING, frame_of(seen), <uint32_t>kind))
 
 
 cdef bint _anybody(Region *r, Clock *c) noexcept nogil:

@@ -409,7 +409,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
                 publish(r, first + k, RESIDENT)
             return True
     if error == 0:
-        error = frame_for(r, UNITS, False, &frame, &holds)
+        error = frame_for(r, UNITS, claimed != ~<uint64_t>0, &frame, &holds)
     if error == 0:
         lm_store64(&c.frames[frame].block, first)
         dst = frame_slot(c, frame) if holds else <uint64_t>pool_take(c.nbytes)
@@ -463,7 +463,7 @@ cdef bint _all_resident(Region *r, uint64_t first, uint64_t last) noexcept nogil
 
 cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept nogil, bint (*wanted)() noexcept nogil) noexcept nogil:
     """After a touch that came to a unit, or has gone through a quarter of one: fetch what follows, so that not each piece of it wakes
-    a thread, and it the toucher. If units are written, write back what the next one's memory is in.
+    a thread, and it the toucher. If units are written, write back the one that the stream has left.
 
     While a unit is read ahead its touch, which waits for it, has this go on from there: the stream is as fast as we are. `begin`: called
     before anything is fetched. `wanted`: is there anything else to do?
@@ -479,7 +479,8 @@ cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept n
     if r.writable:    # nothing is fetched ahead: a unit that is there counts as written
         if is_resident(seen) and seen >> UNIT_SHIFT == UNITS and memory_is_short(r, UNITS):
             begin()
-            write_behind(r, UNITS)
+            if block % n == 0 and first >= 2 * n:
+                write_behind(r, UNITS, first - 2 * n)
         return
     if block % n == n // 4 - 1 and _all_resident(r, first - n, block + 1):
         begin()
