@@ -1,7 +1,9 @@
 """Does who reads in order get all of it, each block fetched once, while units are fetched whole and ahead of him?"""
 
 import os
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +150,42 @@ def is_written_back_at_once(folder):
     want[: (last + 1) * ELEMENTS] += 1
     want[left] += 1
     assert np.array_equal(np.fromfile(path), want)
+
+
+def huge_nbytes(a):
+    """Bytes of an array that are in huge pages."""
+    low, high = np.asarray(a).ctypes.data, np.asarray(a).ctypes.data + a.nbytes
+    found, inside = 0, False
+    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            bounds = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+            if bounds:
+                inside = int(bounds[1], 16) < high and int(bounds[2], 16) > low
+            elif inside and line.startswith("AnonHugePages:"):
+                found += int(line.split()[1]) << 10
+    return found
+
+
+def thp():
+    try:
+        return Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().split("[")[1].split("]")[0]
+    except OSError:
+        return "never"
+
+
+@pytest.mark.skipif(thp() == "never", reason="this machine makes no huge pages")
+@pytest.mark.parametrize("options", [{"block_nbytes": UNIT}, {}], ids=["blocks", "units"])
+@pytest.mark.parametrize("delivery", ["inline", "threads"])
+def test_huge_pages_stay_whole(folder, delivery, options):
+    run(stay_whole, str(folder), delivery, options)
+
+
+def stay_whole(folder, delivery, options):
+    """Moved to where a page table of small pages is, each would be split into 512."""
+    a = lm.memmap(file_of_units(folder), "f8", "r", delivery=delivery, **options)
+    for k in range(UNITS):      # by touches, each of which leaves a page table
+        assert np.asarray(a)[k * ELEMENTS : (k + 1) * ELEMENTS].sum() == sum_of(k * ELEMENTS, (k + 1) * ELEMENTS)
+    if not lm.stats(a).moved:
+        pytest.skip("nothing is moved here")
+    assert huge_nbytes(a) > 0.8 * a.nbytes, (huge_nbytes(a), lm.stats(a))
+    lm.close(a)

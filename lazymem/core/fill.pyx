@@ -42,6 +42,9 @@ from lazymem.core.writes cimport all_written, block_written
 cdef extern from "native.h" nogil:
     int INT_MAX
 
+cdef enum:
+    HUGE_NBYTES = 2097152
+
 cdef uint64_t RETRY_PAUSE_NS = 1000000
 # Of a wait for another thread's fill, which says a little after its deadline how it ended. Threads that take the block one
 # after the other, so many of them, are each waited for.
@@ -140,6 +143,12 @@ cdef int _fetch(Region *r, uint64_t offset, uint64_t nbytes, void *dst) noexcept
         pause_ns *= 2
 
 
+cdef void _no_page_table(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
+    """Before a MOVE of huge pages to where none is: the page table that the touch has made would split them. Thread: the claimer."""
+    if nbytes % HUGE_NBYTES == 0:
+        place_empty_range(r, at, nbytes)
+
+
 cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte, bint protected, bint move) noexcept nogil:
     """Fetch into a staging block and copy or move it in; bytes behind the source's end are zeros, never what lay there before."""
     cdef uint64_t nbytes = region_block_nbytes(r, block), whole = whole_pages(nbytes)
@@ -152,6 +161,7 @@ cdef int _fill_staged(Region *r, uint64_t block, uint64_t from_byte, bint protec
     if error == 0:
         memset(<char *>staging + nbytes, 0, whole - nbytes)
         if move:
+            _no_page_table(r, block * r.block_nbytes, whole)
             error = 0 if moved_in(r, block * r.block_nbytes, <uint64_t>staging, whole, PLAINLY) else -ENOMEM
         else:
             error = place_bytes(r, block * r.block_nbytes + from_byte, <uint64_t>staging + from_byte, whole - from_byte, protected)
@@ -167,6 +177,7 @@ cdef int _fill_in_slot(Region *r, uint64_t block, uint64_t slot, bint protected)
     if error == 0:
         memset(<void *>(slot + nbytes), 0, whole - nbytes)
         if r.moves and not protected:
+            _no_page_table(r, at, whole)
             error = 0 if moved_in(r, at, slot, whole, PLAINLY) else -ENOMEM
             if error == 0 and whole == r.block_nbytes:
                 return 0
@@ -336,7 +347,6 @@ cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nog
 # Units
 
 cdef enum:
-    HUGE_NBYTES = 2097152
     STAY_NS = 300000
     AHEAD = 2             # units: fewer than wait evicted, so that what is wanted again while they come is still there
 
