@@ -27,7 +27,7 @@ from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.standin cimport publish
 from lazymem.core.table cimport *
-from lazymem.core.thread cimport Thread, thread_self
+from lazymem.core.thread cimport Thread, thread_self, thread_tid
 from lazymem.core.uffd cimport (
     ASLEEP, PLAINLY, PROTECTED, CopyCounts, page_is_absent, page_nbytes, uffd_copy, uffd_move, uffd_protect,
 )
@@ -309,7 +309,7 @@ cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept
 cdef uint32_t _evict_some(Region *r, int kind, uint32_t n) noexcept nogil:
     """Move the evicting hand until `n` frames have gone, once round at most. Return: how many went."""
     cdef Clock *c = &r.clocks[kind]
-    cdef uint32_t gone = 0, steps = lm_load32(&c.top), i, tid = lm_gettid()
+    cdef uint32_t gone = 0, steps = lm_load32(&c.top), i, tid = thread_tid()
     cdef sigset_t before
     moves_enter(&before)
     while gone < n and steps:
@@ -330,7 +330,7 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
     cdef Clock *c = &r.clocks[kind]
     cdef Frame *f
     cdef uint64_t first
-    cdef uint32_t i, was, turn = lm_load32(&c.top), steps = 2 * turn, waiting, tid = lm_gettid()
+    cdef uint32_t i, was, seen, turn = lm_load32(&c.top), steps = 2 * turn, waiting, tid = thread_tid()
     # What is evicted must wait a while, also where few frames are: it is what gives it its second chance.
     cdef uint32_t more, batch = n_waiting // 2 if n_waiting < 2 * BATCH else <uint32_t>BATCH
     cdef int error
@@ -353,7 +353,15 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
         f = &c.frames[i]
         if lm_load32(&f.state) != USED:
             continue
-        if not is_waiting(lm_load32(&r.words[lm_load64(&f.block)])):
+        first = lm_load64(&f.block)
+        seen = lm_load32(&r.words[first])
+        if not is_waiting(seen):
+            continue
+        if c.blocks == 1 and seen & STATE == WAITING:       # what most are: nothing to be done but to take it
+            if _is_in(seen, i, kind) and lm_cas32(&r.words[first], seen, MISSING):
+                _slot_taken(r, c, i)
+                moves_not_copied()
+                return i
             continue
         if not _claim_frame(r, kind, i, True, LEAVING | (tid << DETAIL_SHIFT), &was):
             continue
@@ -375,11 +383,15 @@ cdef void _take_slot(Region *r, Clock *c, uint32_t i) noexcept nogil:
     cdef uint64_t first = c.frames[i].block
     cdef sigset_t before
     moves_enter(&before)
+    _slot_taken(r, c, i)
+    _publish_frame(r, c, first, MISSING)
+    moves_leave(&before)
+
+
+cdef void _slot_taken(Region *r, Clock *c, uint32_t i) noexcept nogil:
     lm_store32(&c.frames[i].state, BUSY)
     lm_sub32(&c.waiting, 1)
     lm_count(&r.counters.recycled, 1)
-    _publish_frame(r, c, first, MISSING)
-    moves_leave(&before)
 
 
 cdef bint memory_is_short(Region *r, int kind) noexcept nogil:
@@ -396,7 +408,7 @@ cdef void write_behind(Region *r, int kind, uint64_t first) noexcept nogil:
     GIL: never. Blocks: on the source. Thread: one that has entered the region.
     """
     cdef Clock *c = &r.clocks[kind]
-    cdef uint32_t seen = lm_load32(&r.words[first]), was, tid = lm_gettid()
+    cdef uint32_t seen = lm_load32(&r.words[first]), was, tid = thread_tid()
     cdef sigset_t before
     cdef int error
     if is_resident(seen) and seen >> UNIT_SHIFT == <uint32_t>kind and frame_of(seen):
@@ -587,7 +599,7 @@ cdef uint64_t evict_blocks(Region *r, uint64_t first, uint64_t last) noexcept no
     cdef Clock *c
     cdef Frame *f
     cdef uint64_t block, left = 0, k
-    cdef uint32_t i, was, tid = lm_gettid()
+    cdef uint32_t i, was, tid = thread_tid()
     cdef int kind
     cdef sigset_t before
     for kind in range(KINDS):

@@ -34,7 +34,7 @@ from lazymem.core.region cimport *
 from lazymem.core.scratch cimport scratch_any, scratch_has, scratch_read
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
-from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self
+from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self, thread_tid
 from lazymem.core.uffd cimport ASLEEP, PLAINLY, page_is_absent, page_nbytes, uffd_protect
 from lazymem.core.writes cimport all_written, block_written
 
@@ -452,7 +452,7 @@ cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) 
 
 cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil:
     """`region_need` of all blocks of a unit at once. Return: are they there? Else each is to be asked for. GIL, Blocks, Thread: as that."""
-    return not r.writable and _fill_unit(r, first, ~<uint64_t>0, lm_gettid())
+    return not r.writable and _fill_unit(r, first, ~<uint64_t>0, thread_tid())
 
 
 cdef void _stay_awake(Region *r, uint64_t block, bint (*wanted)() noexcept nogil) noexcept nogil:
@@ -551,7 +551,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
     source, deadline.
     """
     cdef uint32_t *word = &r.words[block]
-    cdef uint32_t seen, state, mark, tid = me.tid if me != NULL else lm_gettid()
+    cdef uint32_t seen, state, mark, tid = thread_tid()
     cdef uint64_t deadline_ns = 0, unit
     cdef uint32_t filler = 0, fillers = 0
     cdef bint waited = False
@@ -625,7 +625,7 @@ cdef int region_need(Region *r, uint64_t block) noexcept nogil:
     """
     cdef Thread *me = thread_self()
     cdef int filled
-    cdef int error = _need(r, block, me, me.tid if me != NULL else lm_gettid(), True, False, False, &filled)
+    cdef int error = _need(r, block, me, thread_tid(), True, False, False, &filled)
     if error:
         wake_block(r, block)
     return error
@@ -637,7 +637,7 @@ cdef int _refill(Region *r, uint64_t addr, uint64_t block, uint32_t toucher, Thr
     they may only have to be mapped again. Behind a mapping bytes cannot go: it is shown again.
     `written`: it is, or may be, the write to what is protected. Return: 0 / -errno."""
     cdef uint32_t *word = &r.words[block]
-    cdef uint32_t seen = lm_load32(word), tid = me.tid if me != NULL else lm_gettid()
+    cdef uint32_t seen = lm_load32(word), tid = thread_tid()
     cdef int error
     if r.delivery == MPROTECT:
         return place_shown_again(r, block)

@@ -41,6 +41,7 @@ cdef uint32_t hand_next(Clock *c, uint32_t *hand) noexcept nogil
 cdef uint64_t frame_slot(Clock *c, uint32_t i) noexcept nogil
 cdef void moves_enter(sigset_t *before) noexcept nogil
 cdef void moves_leave(const sigset_t *before) noexcept nogil
+cdef void moves_not_copied() noexcept nogil
 cdef void moves_hold() noexcept nogil
 cdef void moves_let_go() noexcept nogil
 cdef void moves_forget() noexcept nogil

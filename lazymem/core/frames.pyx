@@ -125,6 +125,13 @@ cdef void moves_leave(const sigset_t *before) noexcept nogil:
     lm_signals_again(before)
 
 
+cdef void moves_not_copied() noexcept nogil:
+    """Of a change that one store has made, which a child may have or not: from here on no fork is copying what was before it. No signal
+    need be kept away for that. GIL: never. Blocks: while a fork is under way."""
+    while lm_load32(&_held):
+        lm_sleep_ns(20000)
+
+
 cdef void moves_hold() noexcept nogil:
     """Before a fork. GIL: any. Blocks: for microseconds. Thread: one that is not in."""
     lm_store32(&_held, 1)

@@ -26,7 +26,7 @@ from lazymem.core.region cimport (
 from lazymem.core.standin cimport stand_in_loose
 from lazymem.core.stop cimport loud_stop
 from lazymem.core.table cimport DETAIL_SHIFT, FAILED, STATE
-from lazymem.core.thread cimport Thread, thread_self
+from lazymem.core.thread cimport Thread, thread_self, thread_tid
 from lazymem.core.uffd cimport (
     Uffd, page_is_absent, page_nbytes, uffd_forget, uffd_guard, uffd_is_guarded, uffd_make_sure, uffd_open,
 )
@@ -182,13 +182,13 @@ cdef void _on_sigbus(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
         lm_errno_set(saved)
         return
     if r.delivery == INLINE:
-        error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), _tried(info, ucontext), True)
+        error = region_touch(r, addr, thread_tid(), _tried(info, ucontext), True)
     elif me != NULL and (me.operations or me.depth):
         error = region_touch(r, addr, me.tid, _tried(info, ucontext), True)  # poison of an earlier touch: this one can raise, so try anew
     else:
         error = _error_of_poison(r, addr)
         if error == 0:  # poison without a failure any more: filling it heals it, going on without would end here again
-            error = region_touch(r, addr, me.tid if me != NULL else lm_gettid(), _tried(info, ucontext), True)
+            error = region_touch(r, addr, thread_tid(), _tried(info, ucontext), True)
     _go_on(r, addr, me, error, sig, info, ucontext)
     lm_errno_set(saved)
 
@@ -265,7 +265,7 @@ cdef void _on_sigsegv(int sig, siginfo_t *info, void *ucontext) noexcept nogil:
             if not lm_is_this_process():
                 loud_stop(r, addr, ENOENT)
             elif _is_touch(r, addr, me, lm_access(info, ucontext)):
-                _go_on(r, addr, me, region_touch(r, addr, me.tid if me != NULL else lm_gettid(), _tried(info, ucontext), True), sig, info, ucontext)
+                _go_on(r, addr, me, region_touch(r, addr, thread_tid(), _tried(info, ucontext), True), sig, info, ucontext)
                 lm_errno_set(saved)
                 return
         elif status in (CLOSED, LOST, SEVERED, UNREGISTERED):

@@ -29,7 +29,7 @@ from libc.string cimport memcpy, memset, strlen
 
 from lazymem.core.native cimport *
 from lazymem.core.ring cimport *
-from lazymem.core.thread cimport Thread, thread_self, thread_will_wait
+from lazymem.core.thread cimport Thread, thread_self, thread_tid, thread_will_wait
 
 
 cdef extern from "process.h" nogil:
@@ -432,7 +432,7 @@ cdef int _attempt(Asking *a, Place *place, Ring *ring, const uint64_t *chain, ui
     """Ask one process once. Return: Outcome; with ANSWERED the bytes lie in the block of `slot`, which is kept."""
     cdef lm_slot *s
     cdef uint32_t answer = ANSWER_FAILED, tag, i
-    cdef uint32_t tid = lm_gettid() if thread_self() == NULL else thread_self().tid
+    cdef uint32_t tid = thread_tid()
     cdef uint64_t said
     cdef int outcome, turn
     slot[0] = ring_claim(ring, tid, deadline_ns + SLACK_NS, a.id)

@@ -19,6 +19,7 @@ from posix.unistd cimport close
 from lazymem.core.mprotect cimport mprotect_copy_end, mprotect_release
 from lazymem.core.native cimport *
 from lazymem.core.table cimport *
+from lazymem.core.thread cimport thread_tid
 from lazymem.core.uffd cimport page_nbytes
 
 
@@ -139,7 +140,7 @@ cdef int _settled(Exposure *e, uint64_t block, uint64_t deadline_ns, uint32_t *s
     cdef uint64_t i
     while True:
         seen[0] = lm_load32(&e.words[block])
-        if (seen[0] & STATE) != FILLING or seen[0] & (AGAIN | MAKING | STANDIN) or seen[0] >> DETAIL_SHIFT == lm_gettid():
+        if (seen[0] & STATE) != FILLING or seen[0] & (AGAIN | MAKING | STANDIN) or seen[0] >> DETAIL_SHIFT == thread_tid():
             return 0
         any_there = False
         at = e.base + block * e.block_nbytes

@@ -15,7 +15,7 @@ from lazymem.core.parking cimport lm_park
 from lazymem.core.place cimport place_bytes, place_empty, place_holds, place_seen, place_shown, place_woken, place_zeros
 from lazymem.core.region cimport *
 from lazymem.core.table cimport *
-from lazymem.core.thread cimport STANDIN_REGIONS, Standins, Thread, thread_self
+from lazymem.core.thread cimport STANDIN_REGIONS, Standins, Thread, thread_self, thread_tid
 from lazymem.core.uffd cimport page_nbytes
 
 
@@ -149,7 +149,7 @@ cdef void drop_loose() noexcept nogil:
                     lm_sleep_ns(1000)  # its toucher goes on already; the handler thread is about to say what it goes on over
                     seen = lm_load32(&r.words[block])
                 if (seen & STATE) == FAILED and seen & STANDIN and seen & LOOSE:
-                    if lm_cas32(&r.words[block], seen, LEAVING | STANDIN | (lm_gettid() << DETAIL_SHIFT)):
+                    if lm_cas32(&r.words[block], seen, LEAVING | STANDIN | (thread_tid() << DETAIL_SHIFT)):
                         unmap_standin(r, block, True)
                         publish(r, block, MISSING)
         lm_sub32(&r.users, 1)

@@ -38,6 +38,7 @@ ctypedef struct Thread:
     Standins standins[STANDIN_REGIONS]
 
 cdef Thread *thread_self() noexcept nogil
+cdef uint32_t thread_tid() noexcept nogil
 cdef Thread *thread_find(uint32_t tid) noexcept nogil
 cdef void thread_forget_all() noexcept nogil
 cdef void thread_will_wait() noexcept nogil

@@ -22,7 +22,7 @@ from lazymem.core.region cimport *
 from lazymem.core.scratch cimport scratch_write
 from lazymem.core.standin cimport publish
 from lazymem.core.table cimport *
-from lazymem.core.thread cimport Thread, thread_self
+from lazymem.core.thread cimport Thread, thread_self, thread_tid
 from lazymem.core.uffd cimport pages_written, uffd_protect
 
 
@@ -101,7 +101,7 @@ cdef void blocks_written(Region *r, uint64_t first, uint64_t last) noexcept nogi
         return
     for block in range(first, last):
         if r.tracking == SYNC:
-            while (block_written(r, block, lm_gettid()) == -EAGAIN and lm_load32(&r.status) == LIVE and
+            while (block_written(r, block, thread_tid()) == -EAGAIN and lm_load32(&r.status) == LIVE and
                    lm_load32(&r.words[block]) & STATE not in (MISSING, FAILED)):
                 table_wait(&r.words[block], lm_load32(&r.words[block]), lm_now_ns() + 1000000)
         else:
@@ -231,7 +231,7 @@ cdef int region_flush(Region *r, uint64_t first, uint64_t last, uint64_t *failed
     cdef Clock *c
     cdef Frame *f
     cdef uint64_t block, k
-    cdef uint32_t i, seen, tid = lm_gettid()
+    cdef uint32_t i, seen, tid = thread_tid()
     cdef int kind, error = 0, pagemap = -1
     if not r.writes_back or not r.writable:
         return 0
