@@ -7,8 +7,9 @@ From frames that are in use. Eviction takes a block out of the region into its f
                 4. who wants to write touches what is missing now. Read-only memory needs no 1.
 
 There it waits (frames.pyx). Recycling writes what only it holds back to where it belongs, and takes the slot: for the next fetch,
-which goes straight into it, or, for another region's, back to the kernel. Of a stream that writes, what it has just left is evicted and
-written back at once (write_behind): the hand, which comes half a budget later, would find it in no cache.
+which goes straight into it; back to the kernel for another region's, and if blocks are single pages (_is_copied). Of a stream that
+writes, what it has just left is evicted and written back at once (write_behind): the hand, which comes half a budget later, would
+find it in no cache.
 
     a frame for a fill:  1. room in the budgets: an empty frame  2. a recycled one of its own  3. the other kind gives way
                          4. so does the region that holds most  5. nothing to be had: wait while anybody is at work, else -EDQUOT
@@ -358,9 +359,7 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
         if not is_waiting(seen):
             continue
         if c.blocks == 1 and seen & STATE == WAITING:       # what most are: nothing to be done but to take it
-            if _is_in(seen, i, kind) and lm_cas32(&r.words[first], seen, MISSING):
-                _slot_taken(r, c, i)
-                moves_not_copied()
+            if _take_clean(r, kind, i):
                 return i
             continue
         if not _claim_frame(r, kind, i, True, LEAVING | (tid << DETAIL_SHIFT), &was):
@@ -375,6 +374,41 @@ cdef uint32_t _recycle(Region *r, int kind, uint32_t n_waiting, bint *busy) noex
         return i
     busy[0] = busy[0] or _anybody(r, c)
     return 0
+
+
+cdef bint _is_copied(Region *r, Clock *c) noexcept nogil:
+    """Is a recycled slot no good to a fill? A page that comes alone is copied into fresh memory for less than it is moved in for (random reads
+    of 4 KiB, inline: 8.2 us against 8.9; of 16 KiB 13.0 against 11.3), if the slots go back to the kernel many at a time."""
+    return c.nbytes == page_nbytes() and r.filling != FILL_MOVE
+
+
+cdef void _drop_run(Region *r, int kind, uint32_t i) noexcept nogil:
+    """Give the slot of frame `i`, BUSY, back to the kernel; where slots are of no use, in the same call also those that are to be
+    recycled next."""
+    cdef Clock *c = &r.clocks[kind]
+    cdef uint32_t n = 1, top = lm_load32(&c.top), most = _waiting_share(c) // 2, k
+    if _is_copied(r, c):
+        most = BATCH if most > BATCH else most
+        while n < most and i + n < top and _take_clean(r, kind, i + n):
+            n += 1
+        lm_cas32(&c.recycling, i + 1, i + n if i + n < top else 1)
+    pages_drop(frame_slot(c, i), n * c.nbytes)
+    for k in range(1, n):
+        frame_back(r, kind, i + k)
+
+
+cdef bint _take_clean(Region *r, int kind, uint32_t i) noexcept nogil:
+    """Take the slot of a frame in which one clean block waits: nothing else is to be done for it. Return: is it ours, BUSY?"""
+    cdef Clock *c = &r.clocks[kind]
+    cdef uint64_t block = lm_load64(&c.frames[i].block)
+    cdef uint32_t seen = lm_load32(&r.words[block])
+    if lm_load32(&c.frames[i].state) != USED or seen & STATE != WAITING or not _is_in(seen, i, kind):
+        return False
+    if not lm_cas32(&r.words[block], seen, MISSING):
+        return False
+    _slot_taken(r, c, i)
+    moves_not_copied()
+    return True
 
 
 cdef void _take_slot(Region *r, Clock *c, uint32_t i) noexcept nogil:
@@ -561,9 +595,10 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
             i = _recycle(r, kind, _waiting_share(c), &busy)
             if i:
                 frame[0] = i
-                holds[0] = _frame_nbytes(r, c, c.frames[i].block) == c.nbytes
-                if not holds[0]:        # a short last block lay in it: a fetch of more would touch what is absent
-                    pages_drop(frame_slot(c, i), c.nbytes)
+                # (a short last block lay in it: a fetch of more would touch what is absent)
+                holds[0] = _frame_nbytes(r, c, c.frames[i].block) == c.nbytes and not _is_copied(r, c)
+                if not holds[0]:
+                    _drop_run(r, kind, i)
                 return 0
         if _give_way(r, c.nbytes, &busy):                                 # 3.
             continue
