@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from memory_kit import EVERYBODY, LEAST, WORDS, crowd, each_way, file_of, over_and_over, run, together
 from native_kit import PAGE, address_of, counted
-from support import needs_compiler
+from support import each_user, needs_compiler
 
 import lazymem as lm
 
@@ -127,17 +127,18 @@ def copies_between_arrays_end(folder, delivery, npages=6 * BLOCKS, nthreads=4):
 @pytest.mark.thin(2)
 @pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
 @each_way
-def test_what_is_touched_again_in_time_costs_no_fetch(user, delivery, way):
-    run(what_is_touched_again_in_time_costs_no_fetch, delivery, way=way, user=user)
+@pytest.mark.parametrize("fill", ["move", "auto"])
+def test_what_is_touched_again_in_time_costs_no_fetch(user, delivery, way, fill):
+    run(what_is_touched_again_in_time_costs_no_fetch, delivery, fill, way=way, user=user)
 
 
-def what_is_touched_again_in_time_costs_no_fetch(delivery):
+def what_is_touched_again_in_time_costs_no_fetch(delivery, fill):
     """A few blocks that are touched between the others stay, though all memory is handed on again and again.
 
     Fetched twice at most: the first time round the hand that recycles is right behind the one that evicts.
     """
     per_block = (ctypes.c_uint32 * (16 * BLOCKS))()
-    a, _ = counted(16 * BLOCKS * PAGE, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST, fill="move",
+    a, _ = counted(16 * BLOCKS * PAGE, delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST, fill=fill,
                      per_block=ctypes.cast(per_block, ctypes.c_void_p))  # fmt: skip
     hot = range(0, 5)
     for block in range(16 * BLOCKS):
@@ -153,6 +154,26 @@ def what_is_touched_again_in_time_costs_no_fetch(delivery):
     assert max(fetched[len(hot) :]) == 1
     assert stats.rescued >= 10 * len(hot), stats
     lm.close(a)
+
+
+@each_user
+def test_the_memory_of_evicted_blocks_is_used_again_but_for_single_pages(folder, user):
+    """A page that comes alone is copied for less than it is moved: bench/COPY_OR_MOVE.md."""
+    run(the_memory_of_evicted_blocks_is_used_again, str(folder), user=user)
+
+
+def the_memory_of_evicted_blocks_is_used_again(folder):
+    path = file_of(folder, 16 * BLOCKS)
+    for npages, fill, moves in ((1, "auto", False), (4, "auto", True), (1, "move", True)):
+        a = lm.memmap(path, "i8", block_nbytes=npages * PAGE, budget_nbytes=npages * LEAST, fill=fill, delivery="inline")
+        order = np.random.default_rng(3).permutation(a.nbytes // (npages * PAGE))
+        at = order * (npages * WORDS) + 5
+        assert np.array_equal(np.take(a, at), at)
+        stats = lm.stats(a)
+        assert stats.held_nbytes <= npages * LEAST, stats
+        assert stats.recycled > 0, stats
+        assert (stats.moved > 0) == moves, (npages, fill, stats)
+        lm.close(a)
 
 
 def test_evict_gives_memory_back_and_it_is_fetched_again(delivery):

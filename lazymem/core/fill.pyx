@@ -4,7 +4,7 @@ The one fill path, run by whoever needs the block: the touching thread (inline),
 
     claim the word -> a frame (evict.pyx) -> fetch into a staging block (or read where the bytes lie) -> put it into place -> publish
 
-Into place by COPY; by MOVE where the frame is a recycled one, whose slot the bytes are fetched into, or where that is wanted. A
+Into place by COPY; by MOVE where the frame is a recycled one, whose slot the bytes are fetched into (single pages excepted), or where that is wanted. A
 sequential stream of a local source is fetched in units of 2 MiB, huge pages that are moved whole: whoever touches the first block of a
 missing unit behind one that is there, or the last before one, takes all of it. The table is all that is looked at. Where writes are
 tracked a unit must follow one that has been written, and is taken for written. A block that waits is put back without a fetch.
