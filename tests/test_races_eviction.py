@@ -18,7 +18,7 @@ import lazymem as lm
 pytestmark = [needs_compiler, needs_debug_build]
 
 BLOCKS = 2 * LEAST // PAGE
-BLOCK = 3                                       # the one that they meet at
+BLOCK = 6                                       # the one that they meet at
 AT = BLOCK * WORDS
 PART = slice(AT, AT + WORDS)
 POINTS = ("evicting", "evicted", "rescuing", "written", "flushing")
@@ -195,3 +195,32 @@ def one_meeting(folder, delivery, way, point, dirty, how):
         lm.close(a)
     assert np.array_equal(np.fromfile(m.path, "i8"), m.expected), np.flatnonzero(np.fromfile(m.path, "i8") != m.expected)
     return "waits" if waits else "at once"
+
+
+def test_slots_are_made_once(folder):
+    ready()
+    run(slots_are_made_once, str(folder))
+
+
+def slots_are_made_once(folder):
+    """A thread has seen that there are no slots, and goes on after another has made them: what waits there is not lost."""
+    path = file_of(folder, 2 * BLOCKS)
+    a = lm.memmap(path, "i8", "c", delivery="inline", block_nbytes=PAGE, budget_nbytes=LEAST)
+    half = a.size // 2
+    spot = Spot("slots")
+
+    def write(first):
+        for at in range(first, first + half, WORDS):
+            store(a, at, -at - 1)
+
+    first = Async(lambda: write(0))
+    spot.wait_parked()
+    second = Async(lambda: write(half))
+    assert wait_until(lambda: lm.stats(a).waiting_nbytes > 0)
+    spot.release()
+    assert first.end().error is None
+    assert second.end().error is None
+    expected = np.arange(a.size)
+    expected[::WORDS] = -expected[::WORDS] - 1
+    assert np.array_equal(a, expected)
+    lm.close(a)

@@ -386,7 +386,7 @@ cdef void _drop_run(Region *r, int kind, uint32_t i) noexcept nogil:
     """Give the slot of frame `i`, BUSY, back to the kernel; where slots are of no use, in the same call also those that are to be
     recycled next."""
     cdef Clock *c = &r.clocks[kind]
-    cdef uint32_t n = 1, top = lm_load32(&c.top), most = _waiting_share(c) // 2, k
+    cdef uint32_t n = 1, top = lm_load32(&c.top), most = _waiting_share(c) // 4, k
     if _is_copied(r, c):
         most = BATCH if most > BATCH else most
         while n < most and i + n < top and _take_clean(r, kind, i + n):

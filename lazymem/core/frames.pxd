@@ -30,7 +30,7 @@ ctypedef struct Clock:
     uint32_t recycling
     uint32_t used      # frames that are not empty
     uint32_t waiting   # frames whose bytes lie in their slots
-    uint32_t opening   # 1: somebody is making the slots; 2 they cannot be had
+    uint32_t opening   # 1: somebody is making the slots; 2: it was tried
 
 cdef void clock_make(Clock *c, Frame *frames, uint64_t nbytes, uint64_t blocks, uint32_t most) noexcept nogil
 cdef uint32_t clock_most(uint64_t nblocks, uint64_t blocks, uint64_t nbytes, uint64_t most_nbytes) noexcept nogil

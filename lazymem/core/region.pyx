@@ -338,8 +338,10 @@ cdef bint region_slots(Region *r, Clock *c) noexcept nogil:
     cdef int error
     if lm_load64(&c.slots):
         return True
+    lm_park(b"slots")
+    # Once and for all: who has seen none before another made them must not make others, and lose what waits in those.
     if not lm_cas32(&c.opening, 0, 1):
-        return False   # somebody else is at it, or they cannot be had
+        return lm_load64(&c.slots) != 0    # else somebody is at it, or they cannot be had
     base = _reserve(nbytes) if not lies_in_file(r) else 0
     if base:
         error = madvise(<void *>base, nbytes, MADV_DONTFORK)
@@ -350,7 +352,7 @@ cdef bint region_slots(Region *r, Clock *c) noexcept nogil:
             error = mprotect(<void *>base, nbytes, PROT_READ | PROT_WRITE)
         if error == 0:
             lm_store64(&c.slots, base)
-            lm_store32(&c.opening, 0)
+            lm_store32(&c.opening, 2)
             return True
         _release(base, nbytes)
     lm_store32(&c.opening, 2)
