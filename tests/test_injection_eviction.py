@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from injection_kit import HALF, MOVED, MOVED_FIRST, MOVED_MORE, SHORT, Injector, name_of
 from memory_kit import EVERYBODY, LEAST, WORDS, each_way, file_of, run
 from native_kit import PAGE, library
-from support import IS_ROOT, needs_compiler
+from support import IS_ROOT, needs_compiler, wait_until
 
 import lazymem as lm
 
@@ -154,6 +156,60 @@ def what_is_refused_stays(folder, delivery, mode, n=12, pages=3):
         if mode == "r+":
             assert np.array_equal(np.fromfile(path, "i8"), expected), name_of(error)
     lm.close(a)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# The way back
+
+@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+def test_what_cannot_be_put_back(folder, user, delivery):
+    library("inject.c")
+    run(what_cannot_be_put_back, str(folder), delivery, way="no-move", user=user)
+
+
+def what_cannot_be_put_back(folder, delivery, block=6):
+    """A clean block that the kernel does not let back is fetched; of one that was written its user is told, if trying again
+    does not help. Neither is lost."""
+    at = block * WORDS
+    injector = Injector()
+    for dirty, lasting in ((False, False), (True, False), (False, True), (True, True)):
+        a, expected, _ = made(folder, "c", delivery, 1, budget_nbytes=LEAST)
+        for some in range(LEAST // PAGE + 1):       # one more than there is room for: the first are evicted
+            assert a[some * WORDS + 9] == expected[some * WORDS + 9]
+            if dirty and some == block:
+                a[at] = expected[at] = -5
+        before = lm.stats(a)
+        assert before.waiting_nbytes > block * PAGE
+        injector.arm("COPY", errno.EFAULT, 1, lasting)
+        if lasting:
+            assert told_of(a, at) == (errno.ENOTRECOVERABLE if dirty else errno.EFAULT)
+            if dirty:
+                ends_by_sigbus(lambda a=a: a[at])
+        else:
+            assert a[at] == expected[at]
+        injector.disarm()
+        assert np.array_equal(a[at : at + WORDS], expected[at : at + WORDS])
+        # (a handler counts after the touch goes on)
+        assert wait_until(lambda a=a, before=before, dirty=dirty: lm.stats(a).rescued - before.rescued == dirty), (dirty, lasting)
+        assert np.array_equal(a, expected)
+        lm.close(a)
+
+
+def told_of(a, at):
+    try:
+        lm.populate(a[at : at + WORDS])
+    except lm.PageError as error:
+        return error.errno
+
+
+def ends_by_sigbus(touch):
+    """Nothing can tell a touch of what is nowhere else and cannot be had: it must not come back for ever."""
+    pid = os.fork()
+    if pid == 0:
+        touch()
+        os._exit(0)
+    assert wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)), "the child hangs"
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGBUS
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

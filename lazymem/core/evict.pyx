@@ -42,9 +42,11 @@ cdef enum:
     UNITS_SHARE = 2            # and of units, of which a stream takes several at a time: what is wanted again must outlast that
     TURN = 64                  # fills, between two looks at who holds most
     IDLE_ROUNDS = 3            # nobody was at work so often, and nothing was to be had: there is nothing
+    RESCUE_TRIES = 4           # to put back what is nowhere else
 
 cdef uint64_t GIVE_WAY_NBYTES = 1 << 20   # another region gives at least this much at a time
 cdef uint64_t PAUSE_NS = 50000
+cdef uint64_t RESCUE_PAUSE_NS = 1000000
 
 
 cdef uint64_t _frame_nbytes(Region *r, Clock *c, uint64_t first) noexcept nogil:
@@ -266,9 +268,10 @@ cdef bint moved_in(Region *r, uint64_t at, uint64_t src, uint64_t nbytes, int mo
 
 
 cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept nogil:
-    """Put a block that waits back, without a fetch.
+    """Put a block that waits back, without a fetch; if the kernel will not, let its source be asked again, unless it was written.
 
-    Return: 0; -EAGAIN it does not wait any more; -errno it waits still. GIL: never. Blocks: while a fork is under way.
+    Return: 0; -EAGAIN it does not wait any more; -ENOTRECOVERABLE it was written, and waits still. GIL: never. Blocks: while a fork
+    is under way; for a few ms if the kernel will not.
     """
     cdef int kind = <int>(seen >> UNIT_SHIFT)
     cdef Clock *c = &r.clocks[kind]
@@ -276,7 +279,7 @@ cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept
     cdef Frame *f = &c.frames[i]
     cdef sigset_t before
     cdef uint64_t first, slot, nbytes
-    cdef int error = 0
+    cdef int error = 0, tries
     cdef bint clean
     moves_enter(&before)
     if not _claim_frame(r, kind, i, True, FILLING | (tid << DETAIL_SHIFT), &was):
@@ -287,14 +290,26 @@ cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept
     nbytes = _frame_nbytes(r, c, first)
     clean = was == WAITING
     lm_park(b"rescuing")
-    if r.moves and not (clean and r.tracking != UNTRACKED):
-        error = 0 if moved_in(r, first * r.block_nbytes, slot, nbytes, PLAINLY) else -ENOMEM
-    else:                       # moved pages are not write-protected
-        error = uffd_copy(r.uffd, r.base + first * r.block_nbytes, slot, nbytes,
-                          PROTECTED if clean and r.tracking != UNTRACKED else PLAINLY, &r.counters.copy)
-        if error == 0:
+    for tries in range(RESCUE_TRIES):
+        if r.moves and not (clean and r.tracking != UNTRACKED):
+            error = 0 if moved_in(r, first * r.block_nbytes, slot, nbytes, PLAINLY) else -ENOTRECOVERABLE
+        elif uffd_copy(r.uffd, r.base + first * r.block_nbytes, slot, nbytes,    # moved pages are not write-protected
+                       PROTECTED if clean and r.tracking != UNTRACKED else PLAINLY, &r.counters.copy):
+            error = -ENOTRECOVERABLE
+        else:
+            error = 0
             pages_drop(slot, nbytes)
-    if error == 0:
+        if error == 0 or clean:
+            break
+        lm_sleep_ns(RESCUE_PAUSE_NS)
+    if error and clean:
+        place_empty_range(r, first * r.block_nbytes, nbytes)
+        _slot_taken(r, c, i)
+        _publish_frame(r, c, first, MISSING)
+        pages_drop(slot, nbytes)
+        frame_back(r, kind, i)
+        error = -EAGAIN
+    elif error == 0:
         lm_count(&r.counters.rescued, 1)
         lm_sub32(&c.waiting, 1)
         _publish_frame(r, c, first, in_frame(RESIDENT if clean else DIRTY, i, <uint32_t>kind))

@@ -188,8 +188,8 @@ cdef bint _stand_in(Region *r, uint64_t block, Thread *toucher, int error, bint 
             return not loose and _stand_in_own(r, block, toucher, error)
         if state == FILLING and (error == ETIMEDOUT or error == EDEADLK):
             return False  # another thread's fetch hangs, or waits for ours: its block is not ours to put zeros into
-        if state == LEAVING and error == EDEADLK:
-            return False  # who takes it away has touched it: it would come back for ever
+        if (state == LEAVING and error == EDEADLK) or (is_waiting(seen) and error == ENOTRECOVERABLE):
+            return False  # who takes it away has touched it; what was written to it cannot be put back: it would come back for ever
         if r.delivery == MPROTECT and (state == RESIDENT or state == DIRTY) and not mprotect_exposed(&r.exposure, block):
             return False  # its bytes are here, and cannot be shown: the touch would come back for ever
         place_woken(r, at, whole)  # somebody else is more fortunate: touch again
