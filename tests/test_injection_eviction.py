@@ -190,7 +190,7 @@ def what_cannot_be_put_back(folder, delivery, block=6):
         injector.disarm()
         assert np.array_equal(a[at : at + WORDS], expected[at : at + WORDS])
         # (a handler counts after the touch goes on)
-        assert wait_until(lambda a=a, before=before, dirty=dirty: lm.stats(a).rescued - before.rescued == dirty), (dirty, lasting)
+        assert wait_until(lambda a=a, n=before.rescued + dirty: lm.stats(a).rescued == n), (dirty, lasting)
         assert np.array_equal(a, expected)
         lm.close(a)
 
