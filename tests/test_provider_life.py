@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_kit import in_child
-from odd_providers import PAGE, Counting
+from odd_providers import PAGE, Counting, Odd
 from somebody import as_somebody
 from support import IS_ROOT, PATIENCE, run_child, wait_until
 
@@ -302,3 +302,21 @@ def test_a_program_that_closed_its_output():
         assert lm.from_provider(Odd("prints"), dtype="i8")[3] == 3
     """)
     assert run_child([sys.executable, "-c", code])[0] == 0
+
+
+@as_somebody
+def test_one_that_is_stopped_before_it_is_ready_is_not_waited_for(user, delivery):
+    in_child(stopped_before_it_is_ready, delivery, user=user)
+
+
+def stopped_before_it_is_ready(delivery):
+    """Its array, which has processes of its own since it hung in one, is closed: there is nothing that it could bring to an end."""
+    a = array_of(Odd("sleeps"), delivery=delivery, timeout=1, retries=3)
+    (shared,) = process_ids()
+    lm.prefetch(a[:1])
+    own = []
+    assert wait_until(lambda: own.extend(pid for pid in process_ids() if pid != shared) or own)
+    os.kill(own[0], signal.SIGSTOP)
+    lm.close(a)
+    assert wait_until(lambda: not os.path.exists(f"/proc/{own[0]}")), "it is there still"
+    assert wait_until(lambda: own[0] not in process_ids())

@@ -80,6 +80,7 @@ cdef enum Why:
     WHY_ENDED = 3          # nobody needs it
 
 cdef uint64_t START_NS = 30000000000  # in which a process is ready, or never will be
+cdef uint64_t LEAVE_NS = 30000000000  # in which one that is not needed any more ends by itself
 cdef uint64_t END_NS = 1000000000    # in which a killed process ends, unless the kernel holds on to it
 cdef uint64_t SLACK_NS = 1000000000  # how late a thread may come back that waited until its deadline
 
@@ -216,12 +217,17 @@ cdef void _retire(Place *place, Ring *ring, uint32_t why, int slot) noexcept nog
 
 
 cdef void process_end(Place *place) noexcept nogil:
-    """Let the process of a place end by itself. GIL: any. Blocks: no. Thread: nobody asks for it any more."""
+    """Let the process of a place end by itself; if it is not ready yet, or cannot (it is stopped), by force, now or after LEAVE_NS.
+
+    GIL: any. Blocks: no. Thread: nobody asks for it any more."""
     cdef Ring *ring = _enter(place)
     if ring == NULL:
         return
     lm_store32(place, _epoch << EPOCH_SHIFT)
+    ring.ended_ns = lm_now_ns()
     if lm_cas32(&ring.life, RING_LIVE, RING_DEAD | WHY_ENDED << RING_WHY_SHIFT):
+        if not ring_is_ready(ring):
+            lm_kill_process(ring.pidfd, ring.pid)
         lm_store32(&ring.head.quit, 1)
         lm_add32(&ring.head.bell, 1)
         lm_futex_wake_shared(&ring.head.bell, INT_MAX)
@@ -712,6 +718,8 @@ cdef uint32_t _life(Ring *ring) noexcept nogil:
 
 cdef void _clear_away(Ring *ring) noexcept nogil:
     """Reap a dead ring's process, and unmap the ring when nobody is in it. Thread: the one that attends."""
+    if ring.pid and lm_load32(&ring.life) >> RING_WHY_SHIFT & 255 == WHY_ENDED and lm_now_ns() - ring.ended_ns > LEAVE_NS:
+        lm_kill_process(ring.pidfd, ring.pid)
     if ring.pid and lm_reap(ring.pidfd, ring.pid):
         lm_close_pidfd(ring.pidfd, -1)
         ring.pid = 0

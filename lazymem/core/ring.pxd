@@ -84,6 +84,7 @@ ctypedef struct Ring:
     uint64_t block_nbytes
     uint64_t spin_ns
     uint64_t started_ns
+    uint64_t ended_ns      # when it was told to end
     uint32_t ready       # its process has said so once
     uint32_t life
     uint32_t users       # threads in it: it is unmapped when it is dead and they are none
