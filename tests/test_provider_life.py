@@ -310,7 +310,7 @@ def test_one_that_is_stopped_before_it_is_ready_is_not_waited_for(user, delivery
 
 
 def stopped_before_it_is_ready(delivery):
-    """Its array, which has processes of its own since it hung in one, is closed: there is nothing that it could bring to an end."""
+    """Its array, which has processes of its own since it hung in one, is closed: it has nothing to bring to an end."""
     a = array_of(Odd("sleeps"), delivery=delivery, timeout=1, retries=3)
     (shared,) = process_ids()
     lm.prefetch(a[:1])
