@@ -52,10 +52,11 @@ def _huge(nbytes: int) -> Any:
     return found
 
 
-def _back(nbytes: int) -> None:
+def _back() -> None:
     """Have the machine's own memory behind what is taken next. A virtual machine gives free memory back to its host, and what
-    it takes anew costs whoever touches it first (3 ms a MiB, seen), which says nothing of him."""
-    _huge(nbytes)
+    it takes anew costs whoever touches it first (3 ms a MiB, seen), which says nothing of him. Twice the budget was not enough:
+    the kernel has other free pages too, and one `a += 1` in ten took twice as long, clearing them."""
+    _huge(8 * BUDGET_NBYTES)
 
 
 @contextlib.contextmanager
@@ -140,7 +141,7 @@ class _Scans:
 
     def first(self, before: int = 0, **options: Any) -> int:
         """One call of numpy's sum over the plain view of all of it, after so many others."""
-        _back(2 * BUDGET_NBYTES)
+        _back()
         a = lm.memmap(self._path, "f8", budget_nbytes=BUDGET_NBYTES, **options)
         plain = np.asarray(a)
         for _ in range(before):
@@ -159,7 +160,7 @@ class _Scans:
 
     def operation(self) -> int:
         """The same asked of the LazyArray itself."""
-        _back(2 * BUDGET_NBYTES)
+        _back()
         with lm.memmap(self._path, "f8", budget_nbytes=BUDGET_NBYTES) as a:
             a.sum()
             began = time.perf_counter_ns()
@@ -399,7 +400,7 @@ class _Reader:
         """How long it takes, ns."""
         if not self._is_short:
             lm.evict(self._array)
-            _back(2 * BUDGET_NBYTES)
+            _back()
         return self._read()
 
     def close(self) -> None:
@@ -487,7 +488,7 @@ def _add_by_hand(path: str, nbytes: int, piece: Any) -> int:
 def _add_lazily(path: str, nbytes: int) -> int:
     with open(path, "r+b") as f:
         os.fsync(f.fileno())
-    _back(2 * BUDGET_NBYTES)
+    _back()
     a = lm.memmap(path, "f8", "r+", budget_nbytes=BUDGET_NBYTES)
     began = time.perf_counter_ns()
     a += 1
