@@ -54,8 +54,8 @@ def _huge(nbytes: int) -> Any:
 
 def _back() -> None:
     """Have the machine's own memory behind what is taken next. A virtual machine gives free memory back to its host, and what
-    it takes anew costs whoever touches it first (3 ms a MiB, seen), which says nothing of him. Twice the budget was too little:
-    the kernel has other free pages too, and one `a += 1` in ten took twice as long, clearing those."""
+    it takes anew costs whoever touches it first (3 ms a MiB, seen), which says nothing of him. Eight budgets of it, since the
+    kernel has other free pages too: with two one `a += 1` in ten took twice as long, clearing those."""
     _huge(8 * BUDGET_NBYTES)
 
 
