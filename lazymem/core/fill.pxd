@@ -14,9 +14,4 @@ cdef enum Access:
 
 cdef int region_need(Region *r, uint64_t block) noexcept nogil
 cdef int region_touch(Region *r, uint64_t addr, uint32_t tid, int access, bint wait) noexcept nogil
-cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil
-cdef bint region_is_zero(Region *r, uint64_t block) noexcept nogil
-cdef bint sources_nest() noexcept nogil
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil
-cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil
-cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept nogil, bint (*wanted)() noexcept nogil) noexcept nogil

@@ -2,12 +2,10 @@
 
 The one fill path, run by whoever needs the block: the touching thread (inline), a handler thread, a prefetcher, populate.
 
-    claim the word -> a frame (evict.pyx) -> fetch into a staging block (or read where the bytes lie) -> put it into place -> publish
+    claim the word -> a frame (evict.pyx) -> fetch (fetch.pyx) into a staging block, or read where the bytes lie -> into place -> publish
 
-Into place by COPY; by MOVE where the frame is a recycled one, whose slot the bytes are fetched into (single pages excepted), or where that is wanted. A
-sequential stream of a local source is fetched in units of 2 MiB, huge pages that are moved whole: whoever touches the first block of a
-missing unit behind one that is there, or the last before one, takes all of it. The table is all that is looked at. Where writes are
-tracked a unit must follow one that has been written, and is taken for written. A block that waits is put back without a fetch.
+Into place by COPY; by MOVE where the frame is a recycled one, whose slot the bytes are fetched into (single pages excepted), or where
+that is wanted. Of a sequential stream a whole unit is taken at once (units.pyx). A block that waits is put back without a fetch.
 
 Losers of the claim wait on the word. A failed fetch is published as FAILED with its errno: who waited for it gets the same
 error; who comes later fetches anew. Nothing here needs the GIL, allocates, or takes a lock.
@@ -16,12 +14,12 @@ When a touch fails there are two ends. On a thread inside an operation that can 
 goes on over a stand-in and that operation, or that fetch, fails as it ends. Anywhere else an access to memory has no way to
 be told: a message, and the end of the process by SIGBUS.
 """
-from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from lazymem.core.failure cimport *
 from lazymem.core.interrupt cimport touch_may_be_ended, wait_is_over
-from lazymem.core.evict cimport frame_back, frame_for, memory_is_short, moved_in, rescue, write_behind
+from lazymem.core.evict cimport frame_back, frame_for, moved_in, rescue
+from lazymem.core.fetch cimport block_is_scratched, region_fetch, region_is_zero, sources_nest
 from lazymem.core.frames cimport *
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
@@ -31,12 +29,12 @@ from lazymem.core.place cimport (
 )
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
-from lazymem.core.scratch cimport scratch_any, scratch_has, scratch_read
 from lazymem.core.standin cimport drop_standins, publish, stand_in, stand_in_loose, unmap_standin
 from lazymem.core.table cimport *
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_find, thread_self, thread_tid
-from lazymem.core.uffd cimport ASLEEP, PLAINLY, page_is_absent, page_nbytes, uffd_protect
-from lazymem.core.writes cimport all_written, block_written
+from lazymem.core.uffd cimport PLAINLY, page_is_absent, page_nbytes, uffd_protect
+from lazymem.core.units cimport unit_fill, unit_gets_pages, unit_is_next
+from lazymem.core.writes cimport block_written
 
 
 cdef extern from "native.h" nogil:
@@ -45,102 +43,10 @@ cdef extern from "native.h" nogil:
 cdef enum:
     HUGE_NBYTES = 2097152
 
-cdef uint64_t RETRY_PAUSE_NS = 1000000
 # Of a wait for another thread's fill, which says a little after its deadline how it ended. Threads that take the block one
 # after the other, so many of them, are each waited for.
 cdef uint64_t SLACK_NS = 250000000
 cdef uint32_t FILLERS_MAX = 3
-# How many sources that may touch lazy arrays are running: while it is 0, no touch can be a source's.
-cdef uint32_t _nesting_sources = 0
-
-
-cdef bint sources_nest() noexcept nogil:
-    """GIL: never. Blocks: no."""
-    return lm_load32(&_nesting_sources) != 0
-
-
-cdef int _ask(Region *r, void *dst, uint64_t offset, uint64_t nbytes) noexcept nogil:
-    """Run the source once, noting on this thread that it does, when it might touch lazy memory. Return: 0 / -errno."""
-    cdef Thread *me
-    cdef uint64_t failures
-    cdef int error
-    lm_count(&r.counters.asked, nbytes)
-    if r.source.leaf:
-        error = r.source.fetch(r.source.ctx, dst, offset, nbytes)
-    else:
-        me = thread_self()
-        if me == NULL or me.depth == CHAIN_MAX:
-            return -ELOOP
-        me.chain[me.depth] = r
-        me.depth += 1
-        failures = failures_now()
-        lm_add32(&_nesting_sources, 1)
-        error = r.source.fetch(r.source.ctx, dst, offset, nbytes)
-        lm_sub32(&_nesting_sources, 1)
-        me.depth -= 1
-        if me.error and error == 0:  # it read stand-ins: what it made of them is no data
-            error = -me.error
-        elif error == 0 and lm_load32(&r.nests) and (failures_now() != failures or standins_live() != 0):
-            error = -EAGAIN  # it may have read another thread's stand-ins, which it could not tell from data
-        if me.depth == 0 and me.operations == 0:
-            drop_standins(me)
-            me.error = 0
-    return error if error <= 0 else -EPROTO
-
-
-cdef int _fetch_borrowed(Region *r, uint64_t offset, uint64_t nbytes, void *dst) noexcept nogil:
-    """`_fetch` from a source that lends its bytes."""
-    cdef uint64_t loan = 0
-    cdef void *lent = NULL
-    cdef int error
-    lm_count(&r.counters.asked, nbytes)
-    error = r.source.borrow(r.source.ctx, offset, nbytes, &lent, &loan)
-    if error == 0:
-        memcpy(dst, lent, nbytes)
-        r.source.give_back(r.source.ctx, loan)
-    return error
-
-
-cdef int region_fetch(Region *r, uint64_t block, void *dst) noexcept nogil:
-    """Fetch one block anywhere, asking again where the source says that it may help.
-
-    Units: dst has room for the block's bytes. Return: 0 / -errno. GIL: never. Blocks: as the source does.
-    """
-    if _is_scratched(r, block):
-        return scratch_read(&r.scratch, block, dst, region_block_nbytes(r, block))
-    return _fetch(r, block * r.block_nbytes, region_block_nbytes(r, block), dst)
-
-
-cdef bint _is_scratched(Region *r, uint64_t block) noexcept nogil:
-    """Was it written to and evicted, so that its source does not have it?"""
-    return r.scratch.folder != NULL and scratch_has(&r.scratch, block)
-
-
-cdef int _fetch(Region *r, uint64_t offset, uint64_t nbytes, void *dst) noexcept nogil:
-    cdef uint64_t pause_ns = RETRY_PAUSE_NS, deadline_ns = 0
-    cdef uint32_t attempt = 0
-    cdef int error
-    cdef Thread *me = thread_self()
-    if me != NULL:
-        me.attempts = 1
-    if r.source.direct != NULL:
-        lm_count(&r.counters.asked, nbytes)
-        return lm_copy_from(dst, r.source.direct + offset, nbytes)
-    if r.source.borrow != NULL:
-        return _fetch_borrowed(r, offset, nbytes, dst)
-    while True:
-        error = _ask(r, dst, offset, nbytes)
-        if error == 0 or error not in (-EAGAIN, -EBUSY, -EINTR, -ETIMEDOUT):
-            return error
-        if deadline_ns == 0:
-            deadline_ns = lm_now_ns() + r.timeout_ns
-        if attempt == r.retries or lm_now_ns() + pause_ns > deadline_ns:
-            return error if error != -EINTR else -EIO  # EINTR says that the user called it off, and has been told
-        attempt += 1
-        if me != NULL:
-            me.attempts = attempt + 1
-        lm_sleep_ns(pause_ns)
-        pause_ns *= 2
 
 
 cdef void _no_page_table(Region *r, uint64_t at, uint64_t nbytes) noexcept nogil:
@@ -214,11 +120,6 @@ cdef int _fill_direct(Region *r, uint64_t block, bint protected) noexcept nogil:
     return error
 
 
-cdef bint region_is_zero(Region *r, uint64_t block) noexcept nogil:
-    """Is a block of the source known to be zeros, without a fetch? GIL: never. Blocks: as the source's `is_zero`."""
-    return r.source.is_zero != NULL and r.source.is_zero(r.source.ctx, block * r.block_nbytes, region_block_nbytes(r, block))
-
-
 cdef bint _fill_unwritten(Region *r, uint64_t block) noexcept nogil:
     """Show zeros in place of a block that is known to be zeros, taking no memory for them.
 
@@ -249,7 +150,7 @@ cdef int _fill_pages(Region *r, uint64_t block, bint protected, bint move) noexc
     Return: 0 / -errno.
     """
     cdef int error
-    if _is_scratched(r, block):
+    if block_is_scratched(r, block):
         error = _fill_staged(r, block, 0, protected, False)
     elif move and r.moves and not protected and r.source.borrow == NULL:
         error = _fill_staged(r, block, 0, False, True)
@@ -294,10 +195,10 @@ cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nog
     cdef uint32_t seen, frame = 0
     cdef Thread *me
     cdef bint written = write and r.tracking == SYNC
-    cdef bint zeros = not _is_scratched(r, block) and region_is_zero(r, block), unwritten = zeros and _fill_unwritten(r, block)
+    cdef bint zeros = not block_is_scratched(r, block) and region_is_zero(r, block), unwritten = zeros and _fill_unwritten(r, block)
     cdef int error = 0
     if r.units:
-        _pages_come(r, block)
+        unit_gets_pages(r, block)
     if unwritten:
         pass
     elif is_resident(was):
@@ -341,177 +242,6 @@ cdef int _fill(Region *r, uint64_t block, bint write, uint32_t was) noexcept nog
         if seen & WAITERS:
             lm_futex_wake(word, INT_MAX)
     return error
-
-
-# ---------------------------------------------------------------------------------------------------------------------------
-# Units
-
-cdef enum:
-    STAY_NS = 300000
-    AHEAD = 2             # units: fewer than wait evicted, so that what is wanted again while they come is still there
-
-cdef void _pages_come(Region *r, uint64_t block) noexcept nogil:
-    """Small pages are put where a unit could lie. Thread: the claimer of a block there."""
-    cdef uint32_t *paged = &r.paged[block // r.clocks[UNITS].blocks]
-    if lm_load32(paged) == 0:
-        lm_store32(paged, 1)
-
-
-cdef int _page_table_goes(Region *r, uint64_t first) noexcept nogil:
-    """The page table of small pages that lay where a unit is to lie would split its huge page. Return: 0 / -errno. GIL: never. Blocks: no.
-    Thread: the claimer of all its blocks. (It interrupts every other core: not done for each unit of a stream that is only read.)"""
-    cdef uint32_t *paged = &r.paged[first // r.clocks[UNITS].blocks]
-    cdef int error = 0
-    if r.writable or lm_load32(paged):     # (the touch of what may be written has just made one: region.pyx)
-        error = place_empty_range(r, first * r.block_nbytes, r.clocks[UNITS].nbytes)
-        if error == 0:
-            lm_store32(paged, 0)
-    return error
-
-
-cdef bint _stream_comes(Region *r, uint64_t block, uint64_t *first) noexcept nogil:
-    """Is a touch of `block` one of a stream, at the edge of a unit that is missing whole? `first`: the unit's first block."""
-    cdef uint64_t n = r.clocks[UNITS].blocks, k, beside
-    cdef uint32_t seen
-    cdef bint clean = False
-    if not r.units:
-        return False
-    first[0] = block // n * n
-    if block == first[0] and block >= n:
-        beside = first[0] - n
-    elif block == first[0] + n - 1 and (first[0] + 2 * n) * r.block_nbytes <= r.nbytes:
-        beside = first[0] + n
-    else:
-        return False
-    for k in range(n):
-        seen = lm_load32(&r.words[beside + k])
-        if not (is_resident(seen) or is_waiting(seen)):
-            return False
-        clean = clean or seen & STATE == RESIDENT or seen & STATE == WAITING
-    return not clean or r.tracking == UNTRACKED or (
-        r.tracking == ASYNC and all_written(r, r.base + beside * r.block_nbytes, n * r.block_nbytes))
-
-
-cdef bint _fill_unit(Region *r, uint64_t first, uint64_t claimed, uint32_t tid) noexcept nogil:
-    """Fetch a whole unit, if all of it is missing, and memory for it is to be had.
-
-    Units: `claimed`, the block of it that this thread has claimed already, or none of it. Return: is it resident? Else nothing has changed.
-    """
-    cdef Clock *c = &r.clocks[UNITS]
-    cdef uint64_t n = c.blocks, k, done = 0
-    cdef uint64_t dst
-    cdef uint32_t frame = 0
-    cdef bint holds = False
-    cdef int error = 0
-    if (first + n) * r.block_nbytes > r.nbytes or (r.scratch.folder != NULL and scratch_any(&r.scratch)):
-        return False
-    while done < n and (first + done == claimed or lm_cas32(&r.words[first + done], MISSING, FILLING | (tid << DETAIL_SHIFT))):
-        done += 1
-    if done < n:
-        error = -EBUSY
-    elif not r.writable and r.source.is_zero != NULL and r.source.is_zero(r.source.ctx, first * r.block_nbytes, c.nbytes):
-        _pages_come(r, first)
-        error = place_zeros(r, first * r.block_nbytes, c.nbytes)
-        if error == 0:
-            lm_count(&r.counters.blocks, n)
-            lm_count(&r.counters.zeroed, n)
-            for k in range(n):
-                publish(r, first + k, RESIDENT)
-            return True
-    if error == 0:
-        error = frame_for(r, UNITS, claimed != ~<uint64_t>0, &frame, &holds)
-    if error == 0:
-        lm_store64(&c.frames[frame].block, first)
-        dst = frame_slot(c, frame) if holds else <uint64_t>pool_take(c.nbytes)
-        error = _fetch(r, first * r.block_nbytes, c.nbytes, <void *>dst) if dst else -ENOMEM
-        lm_park(b"fetched")
-        if error == 0:
-            _page_table_goes(r, first)
-            error = 0 if moved_in(r, first * r.block_nbytes, dst, c.nbytes, ASLEEP) else -ENOMEM
-        if not holds and dst:
-            pool_give(<void *>dst, c.nbytes)
-        if error:
-            if holds:
-                pages_drop(dst, c.nbytes)
-            frame_back(r, UNITS, frame)
-    if error:
-        for k in range(done):
-            if first + k != claimed:
-                publish(r, first + k, MISSING)
-        return False
-    lm_count(&r.counters.blocks, n)
-    lm_count(&r.counters.used, c.nbytes)
-    lm_count(&r.counters.units, 1)
-    frame_use(c, frame, first)
-    for k in range(n):
-        publish(r, first + k, in_frame(DIRTY if r.tracking != UNTRACKED else RESIDENT, frame, UNITS))
-    # Woken by the MOVE itself, a toucher could be at the next unit before the table says that there is one before it.
-    place_woken(r, first * r.block_nbytes, c.nbytes)
-    return True
-
-
-cdef bint region_need_unit(Region *r, uint64_t first) noexcept nogil:
-    """`region_need` of all blocks of a unit at once. Return: are they there? Else each is to be asked for. GIL, Blocks, Thread: as that."""
-    return not r.writable and _fill_unit(r, first, ~<uint64_t>0, thread_tid())
-
-
-cdef void _stay_awake(Region *r, uint64_t block, bint (*wanted)() noexcept nogil) noexcept nogil:
-    """Nothing runs on the toucher's core while it waits for a unit, and a core that has gone to sleep for that long takes half as long as the
-    fetch to wake (80 us here, in a virtual machine; 10 while it is awake). Blocks: until the unit is there, `wanted` says yes, or for STAY_NS."""
-    cdef uint64_t until_ns = lm_now_ns() + STAY_NS
-    cdef int i
-    while lm_now_ns() < until_ns and lm_load32(&r.words[block]) & STATE == FILLING and lm_load32(&r.status) == LIVE and not wanted():
-        for i in range(64):
-            lm_pause()
-
-
-cdef bint _all_resident(Region *r, uint64_t first, uint64_t last) noexcept nogil:
-    while first < last and is_resident(lm_load32(&r.words[first])):
-        first += 1
-    return first == last
-
-
-cdef void region_read_ahead(Region *r, uint64_t addr, void (*begin)() noexcept nogil, bint (*wanted)() noexcept nogil) noexcept nogil:
-    """After a touch that came to a unit, or has gone through a quarter of one: fetch what follows, so that not each piece of it wakes
-    a thread, and it the toucher. If units are written, write back the one that the stream has left.
-
-    While a unit is read ahead its touch, which waits for it, has this go on from there: the stream is as fast as we are. `begin`: called
-    before anything is fetched. `wanted`: is there anything else to do?
-    GIL: never. Blocks: on the source; as long as the stream goes on. Thread: one that has entered the region.
-    """
-    cdef uint64_t n = r.clocks[UNITS].blocks, block, first
-    cdef uint32_t seen
-    if not r.units:
-        return
-    block = (addr - r.base) // r.block_nbytes
-    first = block // n * n + n
-    seen = lm_load32(&r.words[block])
-    if r.writable:    # nothing is fetched ahead: a unit that is there counts as written
-        if is_resident(seen) and seen >> UNIT_SHIFT == UNITS and memory_is_short(r, UNITS):
-            begin()
-            if block % n == 0 and first >= 2 * n:
-                write_behind(r, UNITS, first - 2 * n)
-        return
-    if block % n == n // 4 - 1 and _all_resident(r, first - n, block + 1):
-        begin()
-        while block + 1 < first and (block + 1) * r.block_nbytes < r.nbytes and region_need(r, block + 1) == 0:
-            block += 1
-        if block + 1 < first:
-            return
-        lm_store64(&r.touched, first - n)
-    elif block % n or not (seen & STATE == FILLING or seen >> UNIT_SHIFT == UNITS):
-        return
-    else:
-        lm_store64(&r.touched, block)
-        if seen & STATE == FILLING:
-            _stay_awake(r, block, wanted)
-            return
-        if (first + n) * r.block_nbytes > r.nbytes or lm_load32(&r.words[first]) != MISSING:
-            return
-        begin()
-    while (first - lm_load64(&r.touched) <= AHEAD * n and (first + n) * r.block_nbytes <= r.nbytes and
-           lm_load32(&r.status) == LIVE and region_need_unit(r, first)):
-        first += n
 
 
 cdef void wake_block(Region *r, uint64_t block) noexcept nogil:
@@ -585,7 +315,7 @@ cdef int _need(Region *r, uint64_t block, Thread *me, uint32_t toucher, bint wai
                 unmap_standin(r, block, seen & LOOSE != 0)
                 lm_and_not32(word, STANDIN)
             lm_park(b"claimed")
-            if seen & ~<uint32_t>(WITNESS | JOINED) == MISSING and _stream_comes(r, block, &unit) and _fill_unit(r, unit, block, tid):
+            if seen & ~<uint32_t>(WITNESS | JOINED) == MISSING and unit_is_next(r, block, &unit) and unit_fill(r, unit, block, tid):
                 error = 0
             else:
                 error = _fill(r, block, write, seen & STATE)

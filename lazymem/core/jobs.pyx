@@ -11,12 +11,13 @@ resident whole; where the kernel refuses, nothing is lost.
 from libc.string cimport memcpy, memset
 
 from lazymem.core.abi cimport MADV_COLLAPSE
-from lazymem.core.fill cimport region_need, region_need_unit
+from lazymem.core.fill cimport region_need
 from lazymem.core.frames cimport UNITS
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region
 from lazymem.core.table cimport MISSING, is_resident
 from lazymem.core.thread cimport CHAIN_MAX, Thread, thread_self
+from lazymem.core.units cimport region_need_unit
 
 
 cdef extern from *:

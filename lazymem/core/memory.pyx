@@ -10,7 +10,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from lazymem.core.fill cimport region_fetch, region_is_zero, region_need
+from lazymem.core.fetch cimport region_fetch, region_is_zero
+from lazymem.core.fill cimport region_need
 from lazymem.core.interrupt cimport operation_may_be_ended, wait_is_over
 from lazymem.core.inline cimport inline_uffd
 from lazymem.core.jobs cimport job_collapse, job_post, job_run, jobs_cancel

@@ -17,7 +17,8 @@ from libc.stdlib cimport abort
 from libc.string cimport strlen
 
 from lazymem.core.abi cimport *
-from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_read_ahead, region_touch, wake_block
+from lazymem.core.ahead cimport region_read_ahead
+from lazymem.core.fill cimport PROTECTS, READS, WRITES, region_touch, wake_block
 from lazymem.core.native cimport *
 from lazymem.core.region cimport LIVE, Region, region_enter, region_leave, regions_severed, regions_slot, regions_wake
 from lazymem.core.stop cimport loud_stop
