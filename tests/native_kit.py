@@ -237,7 +237,9 @@ def in_child(
     return check_child(code, timeout, user, {**built, **(env or {})}, fresh=env is not None)
 
 
-def end_of_child(function: Any, *args: Any, user: str | None = None, timeout: float = 60) -> tuple[int, str, str]:
-    """Run a function of a test module in a child that may die: (status, stdout, stderr)."""
-    code, env = _command(function, args)
-    return run_child(code, timeout, user, env)
+def end_of_child(
+    function: Any, *args: Any, user: str | None = None, timeout: float = 60, env: dict[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run a function of a test module in a child that may die: (status, stdout, stderr). `env`: an interpreter of its own."""
+    code, built = _command(function, args)
+    return run_child(code, timeout, user, {**built, **(env or {})}, fresh=env is not None)

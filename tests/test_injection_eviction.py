@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from injection_kit import HALF, MOVED, MOVED_FIRST, MOVED_MORE, SHORT, Injector, name_of
 from memory_kit import EVERYBODY, LEAST, WORDS, each_way, file_of, run
-from native_kit import PAGE, library
+from native_kit import PAGE, end_of_child, library
 from support import IS_ROOT, needs_compiler, wait_until
 
 import lazymem as lm
@@ -193,6 +193,26 @@ def what_cannot_be_put_back(folder, delivery, block=6):
         assert wait_until(lambda a=a, n=before.rescued + dirty: lm.stats(a).rescued == n), (dirty, lasting)
         assert np.array_equal(a, expected)
         lm.close(a)
+
+
+@pytest.mark.parametrize(("user", "delivery"), EVERYBODY)
+def test_an_operation_meets_what_cannot_be_put_back(folder, user, delivery):
+    """No stand-in can be made for it, so nobody can be told: the process ends, and says why."""
+    library("inject.c")
+    status, _, said = end_of_child(an_operation_meets_it, str(folder), delivery, user=user, env={"LAZYMEM_NO_MOVE": "1"})
+    assert status == -signal.SIGBUS, (status, said)
+    assert "block 6" in said
+    assert f"errno {errno.ENOTRECOVERABLE}" in said
+
+
+def an_operation_meets_it(folder, delivery, block=6):
+    a, _, _ = made(folder, "c", delivery, 1, budget_nbytes=LEAST)
+    for some in range(LEAST // PAGE + 1):
+        assert a[some * WORDS + 9] == some * WORDS + 9
+        if some == block:
+            a[block * WORDS] = -5
+    Injector().arm("COPY", errno.EFAULT, 1, True)
+    np.add(a[block * WORDS : block * WORDS + 9], 1)
 
 
 def told_of(a, at):

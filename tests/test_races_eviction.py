@@ -224,3 +224,32 @@ def slots_are_made_once(folder):
     expected[::WORDS] = -expected[::WORDS] - 1
     assert np.array_equal(a, expected)
     lm.close(a)
+
+
+def test_a_block_is_evicted_just_as_it_is_pinned(folder, delivery):
+    ready()
+    run(a_block_is_evicted_just_as_it_is_pinned, str(folder), delivery)
+
+
+def a_block_is_evicted_just_as_it_is_pinned(folder, delivery):
+    """Then it waits, in the frame that was to be pinned: it is fetched back before anybody is told that it stays."""
+    path = file_of(folder, BLOCKS)
+    a = lm.memmap(path, "i8", "r+", delivery=delivery, block_nbytes=PAGE, budget_nbytes=LEAST)
+    for block in range(LEAST // PAGE):
+        load(a, block * WORDS)
+    spot = Spot("pinning")
+    pinning = Async(lambda: lm.pin(a[PART]))
+    spot.wait_parked()
+    load(a, (LEAST // PAGE) * WORDS)                # the first are evicted, and wait
+    assert not lm.residency(a)[BLOCK]
+    spot.release()
+    pin = pinning.end().value
+    for block in range(BLOCKS):
+        load(a, block * WORDS)
+    assert lm.residency(a)[BLOCK]
+    pin.release()
+    assert lm.evict(a) == 0
+    assert lm.stats(a).held_nbytes == 0
+    assert np.array_equal(a, np.arange(a.size))
+    pinning = pin = None
+    lm.close(a)

@@ -23,7 +23,7 @@ from lazymem.core.frames cimport *
 from lazymem.core.limit cimport memory_budget, memory_force, memory_give, memory_take, memory_used
 from lazymem.core.native cimport *
 from lazymem.core.parking cimport lm_park
-from lazymem.core.place cimport pages_drop, place_empty, place_empty_range, place_woken
+from lazymem.core.place cimport pages_drop, place_empty, place_empty_range, place_holds, place_woken
 from lazymem.core.pool cimport pool_give, pool_take
 from lazymem.core.region cimport *
 from lazymem.core.standin cimport publish
@@ -280,7 +280,7 @@ cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept
     cdef sigset_t before
     cdef uint64_t first, slot, nbytes
     cdef int error = 0, tries
-    cdef bint clean
+    cdef bint clean, holds
     moves_enter(&before)
     if not _claim_frame(r, kind, i, True, FILLING | (tid << DETAIL_SHIFT), &was):
         moves_leave(&before)
@@ -303,9 +303,12 @@ cdef int rescue(Region *r, uint64_t block, uint32_t seen, uint32_t tid) noexcept
             break
         lm_sleep_ns(RESCUE_PAUSE_NS)
     if error and clean:
-        place_empty_range(r, first * r.block_nbytes, nbytes)
+        # (what came of it may be written to by now, which nobody is told of where the kernel notes writes: a fill goes round that)
+        holds = r.tracking == ASYNC and place_holds(r, first * r.block_nbytes, nbytes)
+        if not holds:
+            place_empty_range(r, first * r.block_nbytes, nbytes)
         _slot_taken(r, c, i)
-        _publish_frame(r, c, first, MISSING)
+        _publish_frame(r, c, first, FAILED | <uint32_t>EINTR << DETAIL_SHIFT if holds else MISSING)
         pages_drop(slot, nbytes)
         frame_back(r, kind, i)
         error = -EAGAIN
@@ -413,7 +416,11 @@ cdef void _drop_run(Region *r, int kind, uint32_t i) noexcept nogil:
 
 
 cdef bint _take_clean(Region *r, int kind, uint32_t i) noexcept nogil:
-    """Take the slot of a frame in which one clean block waits: nothing else is to be done for it. Return: is it ours, BUSY?"""
+    """Take the slot of a frame in which one clean block waits: nothing else is to be done for it. Return: is it ours, BUSY?
+
+    For some instructions the block is missing, and may be fetched elsewhere, while its frame is USED still: who looks at a frame
+    looks whether its block's word names it.
+    """
     cdef Clock *c = &r.clocks[kind]
     cdef uint64_t block = lm_load64(&c.frames[i].block)
     cdef uint32_t seen = lm_load32(&r.words[block])
@@ -596,8 +603,10 @@ cdef int frame_for(Region *r, int kind, bint wait, uint32_t *frame, bint *holds)
         busy = False
         own = r.budget_nbytes and lm_load64(&r.held) + c.nbytes > r.budget_nbytes
         # (4. first, for one that has little; and now and then for everybody, or who is idle would hold what he has for ever)
-        if not own and (lm_load64(&r.held) < memory_budget() // 8 or recycled % TURN == 0) and _others_give_way(r, c.nbytes, &busy):
-            continue
+        if not own and (lm_load64(&r.held) < memory_budget() // 8 or recycled // TURN != lm_load64(&r.looked)):
+            lm_store64(&r.looked, recycled // TURN)
+            if _others_give_way(r, c.nbytes, &busy):
+                continue
         if not own and lm_load64(&r.held) + c.nbytes <= r.floor_nbytes and memory_used() < lm_memory_nbytes() // 2:
             frame[0] = frame_take(c)                                      # others hold all there is: the least for everybody
             if frame[0]:

@@ -402,8 +402,9 @@ cdef int _refill(Region *r, uint64_t addr, uint64_t block, uint32_t toucher, Thr
 
 cdef bint _comes_again(Region *r, uint64_t block, Thread *toucher) noexcept nogil:
     """Has the thread been woken to see whether it sleeps for this block? GIL: never. Thread: the handler that serves it."""
-    return (lm_load32(&toucher.unsure_error) != 0 and toucher.unsure_region == r.id and toucher.unsure_block == block and
-            (lm_load32(&r.words[block]) & STATE) in (MISSING, FAILED))
+    cdef uint32_t error = lm_load32(&toucher.unsure_error), seen = lm_load32(&r.words[block])
+    return error != 0 and toucher.unsure_region == r.id and toucher.unsure_block == block and (
+        seen & STATE in (MISSING, FAILED) or (is_waiting(seen) and error == ENOTRECOVERABLE))
 
 
 cdef void _make_it_come_again(Region *r, uint64_t block, Thread *toucher, int error) noexcept nogil:

@@ -7,6 +7,7 @@ Evicting: 1. the block is claimed  2. the count is 0. One of the two sees the ot
 from lazymem.core.fill cimport region_need
 from lazymem.core.frames cimport *
 from lazymem.core.native cimport *
+from lazymem.core.parking cimport lm_park
 from lazymem.core.region cimport LIVE, Region
 from lazymem.core.table cimport *
 
@@ -19,7 +20,7 @@ cdef int region_pin(Region *r, uint64_t first, uint64_t last, uint64_t *failed) 
     """Fetch blocks [first, last) and keep them. Return: 0; -errno: of block `failed`, and nothing is pinned. GIL: better released.
     Blocks: on the source. Thread: one that has entered the region."""
     cdef uint64_t block = first
-    cdef uint32_t seen
+    cdef uint32_t seen, now
     cdef int error
     while block < last:
         error = region_need(r, block)
@@ -33,8 +34,10 @@ cdef int region_pin(Region *r, uint64_t first, uint64_t last, uint64_t *failed) 
         if frame_of(seen) == 0:      # it has no memory to lose
             block += 1
             continue
+        lm_park(b"pinning")
         lm_add32(&_frame(r, seen).pins, 1)                                       # 1.
-        if (lm_load32(&r.words[block]) ^ seen) & ~<uint32_t>STATE:               # 2.
+        now = lm_load32(&r.words[block])
+        if not is_resident(now) or (now ^ seen) & ~<uint32_t>STATE:              # 2. (in the same frame it may wait by now)
             lm_sub32(&_frame(r, seen).pins, 1)
             continue
         block += 1

@@ -119,6 +119,7 @@ ctypedef struct Region:
     uint64_t floor_nbytes   # nobody else takes memory from it below this
     Clock clocks[KINDS]
     uint32_t *paged      # a word a unit: small pages lay in it, whose page table would split a huge page that is moved there
+    uint64_t looked        # how many turns of recycled frames had passed when it last looked at who holds most (evict.pyx)
     uint64_t touched     # first block of the unit that was touched last while it was fetched, or for which it was
     int filling
     int tracking
