@@ -308,7 +308,8 @@ def residency(x: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
     Notes
     -----
     Blocks: no. GIL: kept. Reads the block table: a page that somebody dropped by madvise still counts, until it is touched;
-    with delivery "threads" a block touched some microseconds ago may not count yet.
+    with delivery "threads" a block touched some microseconds ago may not count yet (milliseconds, where the handler thread
+    loses its core just then).
     """
     owner, low, high = _need(x)
     if high <= low:
@@ -327,7 +328,7 @@ def stats(x: Any) -> Stats:
     Notes
     -----
     Blocks: no. GIL: kept. With delivery "threads" the page wakes its toucher before the handler thread has counted it, so the
-    last fault may be missing for some microseconds.
+    last fault may be missing for some microseconds (milliseconds, where the handler thread loses its core just then).
     """
     return _need(x)[0].stats()
 

@@ -323,15 +323,19 @@ CLOSE_RANGE = 436
 @each_user
 @pytest.mark.parametrize("how", ["operation", "guard", "populate", "made", "touch"])
 def test_trap_09_without_a_guardian_it_is_noticed(delivery, how, user):
-    """A seccomp filter without close_range: nobody holds our file. Never zeros that go unnoticed."""
+    """A seccomp filter without close_range: nobody holds our file. Never zeros that go unnoticed.
+
+    A handler thread that finds its file gone takes the array's memory away and then ends the process; a toucher that wakes
+    between the two is told the same by SIGSEGV. Which of them comes first is nobody's to say.
+    """
     status, out, err = end_of_child(without_a_guardian, delivery, how, user=user)
-    if status == 0:
-        assert out.split() == ["raised"], err
+    if delivery == "inline":
+        assert (status, out) == (-signal.SIGSEGV if how == "touch" else 0, "raised\n"), err
     else:
-        assert (status, out) in ((-signal.SIGABRT, ""), (-signal.SIGABRT, "raised\n"), (-signal.SIGSEGV, "raised\n")), err
-        assert "closed by somebody else" in err or "somebody closed lazymem's userfaultfd" in err
-    if how == "touch" and delivery == "inline":
-        assert status == -signal.SIGSEGV
+        assert status in (-signal.SIGABRT, -signal.SIGSEGV) or (status == 0 and out), (status, err)
+        assert "raised\n".startswith(out), (status, err)
+    if status:
+        assert "closed by somebody else" in err or "somebody closed lazymem's userfaultfd" in err, (status, err)
 
 
 def without_a_guardian(delivery, how):
